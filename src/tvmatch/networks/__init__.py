@@ -1,0 +1,1 @@
+"""Networks: the semi-Lipschitz DiT and an MLP for point clouds."""

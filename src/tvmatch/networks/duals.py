@@ -1,0 +1,91 @@
+"""Tangents carried as pairs: forward mode inside a module, plain tensors between modules (docs/mathematics.md).
+
+A module writes its arithmetic once, in `body`. Called plainly it runs `body` on plain tensors; called with
+`tangents=` it opens a dual level, runs the same `body` on dual tensors, and returns the pair (primal, tangent).
+Nothing but plain tensors crosses its border, so checkpointing, `torch.compile`, DDP and FSDP see an ordinary module.
+
+Forward-mode AD fails silently in PyTorch: what has no rule yields no tangent, or a zero. Every exit from a dual
+level therefore passes `check_pair`, and `tvmatch.networks.probe` compares a whole network with finite differences.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+
+class TangentError(RuntimeError):
+    """A tangent was lost: dropped, detached from the graph, or zero where the function does move."""
+
+
+def check_pair(primal: Tensor, tangent: Tensor | None, where: str) -> Tensor:
+    """Return `tangent` if it is whole; raise `TangentError` if it was dropped, detached, or has another shape."""
+    if tangent is None:
+        raise TangentError(
+            f"{where}: the output has no tangent. Some operation inside has no forward-mode rule, or detached its "
+            "input (.detach(), .data, torch.no_grad, a custom autograd.Function without jvp, a compiled one with it). "
+            "Write that operation with PyTorch's own functions or as a pair of plain computations."
+        )
+    if tangent.shape != primal.shape or tangent.dtype != primal.dtype:
+        raise TangentError(
+            f"{where}: primal {tuple(primal.shape)} {primal.dtype} but tangent {tuple(tangent.shape)} {tangent.dtype}."
+        )
+    if torch.is_grad_enabled() and primal.requires_grad and not tangent.requires_grad:
+        raise TangentError(
+            f"{where}: the primal carries gradients but its tangent does not, so nothing would be learned through it. "
+            "Some operation inside computes its tangent under no_grad or detaches it."
+        )
+    return tangent
+
+
+def push_forward(
+    function: Callable[..., Tensor],
+    primals: Sequence[Tensor | None],
+    tangents: Sequence[Tensor | None],
+    where: str,
+) -> tuple[Tensor, Tensor]:
+    """Value and directional derivative of `function` at `primals` along `tangents` (None stands for zero).
+
+    Gradients flow back through both results. Raises `TangentError` if the tangent is lost on the way, if every
+    given tangent is None, or if a dual level is already open.
+    """
+    if len(primals) != len(tangents):
+        raise ValueError(f"{where}: {len(primals)} primals but {len(tangents)} tangents; give one (or None) for each.")
+    if all(tangent is None for tangent in tangents):
+        raise TangentError(f"{where}: every tangent is None, so the derivative is zero; call it without tangents.")
+    if forward_ad._current_level >= 0:
+        raise TangentError(
+            f"{where}: a forward-mode dual level is already open. Levels do not nest: call the network plainly inside "
+            "your own dual_level or torch.func.jvp, or pass tangents= outside it. If a failed trace left the level "
+            "open, close it with tvmatch.networks.duals.close_dual_levels()."
+        )
+    with forward_ad.dual_level():
+        inputs = [p if t is None else forward_ad.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
+        primal, tangent = forward_ad.unpack_dual(function(*inputs))
+    return primal, check_pair(primal, tangent, where)
+
+
+def close_dual_levels() -> int:
+    """Close every open forward-mode level (a failed `torch.compile` trace can leave one); return how many there were."""
+    count = 0
+    while forward_ad._current_level >= 0:
+        forward_ad.exit_dual_level()
+        count += 1
+    return count
+
+
+class PairModule(nn.Module):
+    """A module that carries tangents as pairs: subclasses write `body`, callers may add `tangents=`."""
+
+    def body(self, *inputs: Tensor) -> Tensor:
+        """The module's arithmetic, once, for plain and for dual tensors."""
+        raise NotImplementedError(f"{type(self).__name__} must define body()")
+
+    def forward(
+        self, *inputs: Tensor, tangents: Sequence[Tensor | None] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`body(*inputs)`, or with one tangent (or None) per input the pair (primal, tangent)."""
+        if tangents is None:
+            return self.body(*inputs)
+        return push_forward(self.body, inputs, tangents, type(self).__name__)

@@ -1,0 +1,101 @@
+"""The layers of the semi-Lipschitz transformer: Linear, RMS normalisation, attention, MLP (paper, section 5).
+
+Each accepts plain and dual tensors. Only `Linear` and the attention operator treat dual tensors themselves;
+everything else uses PyTorch's forward-mode rules.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional
+
+from tvmatch.kernels.dual_attention import scaled_dot_product_attention
+
+
+def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension; unlike LayerNorm, Lipschitz away from zero."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned weight of shape [size]."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.eps) * self.weight
+
+
+class Linear(nn.Linear):
+    """Affine map [..., in] -> [..., out]; of a dual tensor, two plain products with the bias on the primal only.
+
+    PyTorch's own forward-mode rule stores zero tensors that break compiled backward passes (DESIGN section 2).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        primal, tangent = forward_ad.unpack_dual(input)
+        output = functional.linear(primal, self.weight, self.bias)
+        if tangent is None:
+            return output
+        return forward_ad.make_dual(output, functional.linear(tangent, self.weight))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B, N, C] -> [B, N, C] with RMS-normalised queries and keys."""
+
+    def __init__(self, size: int, num_heads: int, qk_norm: bool = True) -> None:
+        super().__init__()
+        if size % num_heads:
+            raise ValueError(f"hidden size {size} is not a multiple of num_heads={num_heads}.")
+        self.num_heads = num_heads
+        self.qkv = Linear(size, 3 * size)
+        self.q_norm = RMSNorm(size // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(size // num_heads) if qk_norm else nn.Identity()
+        self.proj = Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, size = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        o = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(o.transpose(1, 2).reshape(batch, tokens, size))
+
+
+class FeedForward(nn.Module):
+    """Two affine maps with a tanh-approximated GELU between them."""
+
+    def __init__(self, size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(size, hidden_size)
+        self.fc2 = Linear(hidden_size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Modulation(nn.Module):
+    """Conditioning vector [B, C] -> `chunks` vectors [B, 1, C], each RMS-normalised (paper, section 5)."""
+
+    def __init__(self, size: int, chunks: int, normalised: bool = True) -> None:
+        super().__init__()
+        self.chunks, self.normalised = chunks, normalised
+        self.linear = Linear(size, chunks * size)
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        m = self.linear(functional.silu(c)).view(c.shape[0], self.chunks, 1, c.shape[1])
+        return (rms_norm(m) if self.normalised else m).unbind(dim=1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+def init_spectral_(weight: Tensor, generator: torch.Generator | None = None) -> None:
+    """Fill a matrix with Gaussian numbers and divide it by its largest singular value (paper, section 5)."""
+    with torch.no_grad():
+        weight.normal_(generator=generator)
+        flat = weight.flatten(1)
+        weight.div_(torch.linalg.matrix_norm(flat.double(), ord=2).to(weight.dtype))

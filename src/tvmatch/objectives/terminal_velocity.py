@@ -1,0 +1,112 @@
+"""Terminal Velocity Matching (arXiv 2511.19797, equations as in DESIGN section 1).
+
+    terminal = 1/w^2 | df/ds(x_t, t, s, c, w) - sg[ u'(x_t + f, s, c, w) ] |^2
+    boundary = 1/w^2 | u(x_r, r, c, w) - sg[ w v + (1 - w) u'(x_r, r, null, 1) ] |^2
+    loss     = terminal + boundary
+
+u' is the velocity of the EMA target, sg stops the gradient, and the gradient flows through the JVP in df/ds.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tvmatch.flow_map import FlowMap
+from tvmatch.guidance import FixedGuidance, GuidanceScheme, drop_labels, guided_target
+from tvmatch.interpolant import conditional_velocity, interpolate
+from tvmatch.objectives.base import Objective, StepLoss, mean_square
+from tvmatch.times import JumpScheme, LogitNormal, TimeScheme, TruncatedGap
+
+SAME_TIME = 1e-6  # t - s below this is a jump of length zero: nothing to match
+
+
+class Terms(NamedTuple):
+    """The two parts of the loss of each sample, [B] each."""
+
+    terminal: Tensor
+    boundary: Tensor
+
+
+class TerminalVelocityMatching(Objective):
+    """The paper's objective.
+
+    `weighted` divides each sample's loss by w^2 (equation above); `detach_jvp` stops the gradient through dF/ds, an
+    ablation that the paper shows to fail. Whether the network's output is multiplied by w is the flow map's choice
+    (`FlowMap(scaled=...)`).
+    """
+
+    def __init__(
+        self,
+        flow: FlowMap,
+        jumps: JumpScheme | None = None,
+        times: TimeScheme | None = None,
+        guidance: GuidanceScheme | None = None,
+        label_dropout: float = 0.1,
+        weighted: bool = True,
+        detach_jvp: bool = False,
+    ) -> None:
+        super().__init__(flow)
+        self.jumps = jumps or TruncatedGap()
+        self.times = times or LogitNormal()
+        self.guidance = guidance or FixedGuidance()
+        self.label_dropout = label_dropout
+        self.weighted, self.detach_jvp = weighted, detach_jvp
+
+    @staticmethod
+    def terms(
+        flow: FlowMap,
+        target_flow: FlowMap,
+        *,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        s: Tensor,
+        r: Tensor,
+        label: Tensor,
+        w: Tensor,
+        weighted: bool = True,
+        detach_jvp: bool = False,
+    ) -> Terms:
+        """Both losses of each sample [B] for given draws: data and noise [B, ...]; t, s, r, w, label [B].
+
+        Three network calls with gradients or tangents: the jump with its derivative, the boundary velocity, and one
+        call of the target for both of its uses.
+        """
+        x_t, x_r = interpolate(x0, noise, t), interpolate(x0, noise, r)
+        x_s, df_ds = flow.terminal_velocity(x_t, t, s, label, w, detach_jvp=detach_jvp)
+        with torch.no_grad():
+            target = target_flow.velocity(
+                torch.cat([x_s.detach(), x_r]),
+                torch.cat([s, r]),
+                torch.cat([label, torch.full_like(label, -1)]),
+                torch.cat([w, torch.ones_like(w)]),
+            )
+            terminal_target, unconditional = target.chunk(2)
+            boundary_target = guided_target(conditional_velocity(x0, noise), unconditional, w)
+        terminal = mean_square(df_ds - terminal_target)
+        terminal = torch.where(t - s > SAME_TIME, terminal, torch.zeros_like(terminal))
+        boundary = mean_square(flow.velocity(x_r, r, label, w) - boundary_target)
+        weight = w.square().reciprocal() if weighted else torch.ones_like(w)
+        return Terms(weight * terminal, weight * boundary)
+
+    def forward(self, x0: Tensor, label: Tensor) -> StepLoss:
+        g, batch = self.generator, len(x0)
+        label, w = drop_labels(label, self.guidance(batch, g), self.label_dropout, g)
+        noise = torch.randn(x0.shape, generator=g, device=x0.device, dtype=x0.dtype)
+        t, s = self.jumps(batch, g)
+        terms = self.terms(
+            self.flow,
+            self.target,
+            x0=x0,
+            noise=noise,
+            t=t.to(x0.dtype),
+            s=s.to(x0.dtype),
+            r=self.times(batch, g).to(x0.dtype),
+            label=label,
+            w=w.to(x0.dtype),
+            weighted=self.weighted,
+            detach_jvp=self.detach_jvp,
+        )
+        terminal, boundary = terms.terminal.mean(), terms.boundary.mean()
+        return StepLoss(terminal + boundary, {"terminal": terminal.detach(), "boundary": boundary.detach()})
