@@ -23,9 +23,7 @@ def check_inputs(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, 
         if x.dim() != 4:
             raise ValueError(f"{name} has shape {list(x.shape)}; it must be [batch, heads, tokens, head size]")
         if x.dtype != q.dtype or not x.dtype.is_floating_point:
-            raise ValueError(
-                f"{name} has dtype {x.dtype} and q has {q.dtype}; cast all inputs to one floating dtype"
-            )
+            raise ValueError(f"{name} has dtype {x.dtype} and q has {q.dtype}; cast all inputs to one floating dtype")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}; move all inputs to one device")
         if x.numel() == 0:
@@ -44,8 +42,8 @@ def check_inputs(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, 
     for name, x, t in zip(NAMES, (q, k, v), tangents, strict=False):
         if t is not None and t.shape != x.shape:
             raise ValueError(f"t{name} has shape {list(t.shape)} and {name} {list(x.shape)}; they must be equal")
-    if scale is not None and not isinstance(scale, int | float):
-        raise ValueError(f"scale is {scale!r}; it must be a number (default: 1/sqrt(head size))")
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < float("inf")):
+        raise ValueError(f"scale is {scale!r}; it must be a positive number (default: 1/sqrt(head size))")
     if kv_lengths is not None:
         if not isinstance(kv_lengths, Tensor):
             raise ValueError(f"kv_lengths is {kv_lengths!r}; it must be an integer tensor of shape [{q.shape[0]}]")

@@ -11,6 +11,8 @@ Three rules keep tangents from vanishing:
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
@@ -38,9 +40,22 @@ _forward_op = torch.ops.tvmatch.dual_attention.default
 _backward_op = torch.ops.tvmatch.dual_attention_backward.default
 
 
-def _pick(backend: str, q: Tensor) -> str:
-    """The one place that chooses between the fused kernel and the reference."""
-    return "reference"
+def _kernel(backend: str, q: Tensor) -> ModuleType | None:
+    """The one place that chooses: the module of the fused kernel, or None for the reference."""
+    if backend == "reference" or (backend == "auto" and not q.is_cuda):
+        return None
+    try:
+        from . import triton as fused
+    except ImportError as error:
+        if backend == "auto":
+            return None
+        raise ValueError("backend is 'triton', but triton cannot be imported: pip install triton") from error
+    reason = fused.unsupported(q)
+    if reason is None:
+        return fused
+    if backend == "auto":
+        return None
+    raise ValueError(f"{reason}; use backend='auto' or 'reference'")
 
 
 def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
@@ -50,13 +65,14 @@ def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
 def _forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal, backend):
     if q.device.type == "cpu":
         check_length_values(kv_lengths, k.shape[2])
+    fused = _kernel(backend, q)
+    if fused is not None:
+        return fused.forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal)
     return reference.dual_attention_forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal)
 
 
 def _backward(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal, backend):
-    grads = reference.dual_attention_backward(
-        q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal
-    )
+    grads = reference.dual_attention_backward(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal)
     return _present(grads)
 
 
@@ -267,9 +283,7 @@ def scaled_dot_product_attention(
     """
     (q, tq), (k, tk), (v, tv) = (fwAD.unpack_dual(x) for x in (q, k, v))
     if tq is not None or tk is not None or tv is not None:
-        o, to = dual_attention(
-            q, k, v, tq, tk, tv, scale=scale, causal=causal, kv_lengths=kv_lengths, backend=backend
-        )
+        o, to = dual_attention(q, k, v, tq, tk, tv, scale=scale, causal=causal, kv_lengths=kv_lengths, backend=backend)
         return fwAD.make_dual(o, to)
     check_inputs((q, k, v, None, None, None), kv_lengths, scale)
     if backend not in BACKENDS:

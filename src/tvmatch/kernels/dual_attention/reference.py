@@ -59,9 +59,7 @@ def _clear_padding(x: Tensor | None, lengths: Tensor | None) -> Tensor | None:
     return x.masked_fill(padding[:, :, None], 0.0)
 
 
-def _score_tangent(
-    q: Tensor, kT: Tensor, tq: Tensor | None, tkT: Tensor | None, scale: float
-) -> Tensor | None:
+def _score_tangent(q: Tensor, kT: Tensor, tq: Tensor | None, tkT: Tensor | None, scale: float) -> Tensor | None:
     """tS = scale (tq k^T + q tk^T), or None where neither q nor k has a tangent."""
     ts = None
     if tq is not None:
