@@ -1,0 +1,101 @@
+"""One picture file to one square uint8 RGB array."""
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tvmatch.data.resizing import centre_square
+
+# Pillow's own list holds formats that start other programs (EPS) or are no pictures (PDF, MPEG)
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+SIXTEEN_BITS = 65535
+
+
+class UnusablePicture(Exception):
+    """A file that gives no picture; the message is the reason, fit to stand behind the file's name."""
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a file by its content and read its header only. Raises `UnusablePicture`."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
+            raise UnusablePicture("not a regular file")
+        if os.path.getsize(path) == 0:
+            raise UnusablePicture("empty file")
+        Image.init()
+        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise UnusablePicture("not a picture, or of an unknown format") from error
+    except UnusablePicture:
+        raise
+    except Exception as error:  # decoders answer damaged files with nearly every exception there is
+        raise UnusablePicture(_reason(error)) from error
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        image.close()
+        raise UnusablePicture(
+            f"{width} x {height} pixels, more than the {limit} that are decoded (a decompression bomb?)"
+        )
+    return image
+
+
+def decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int], bool]:
+    """Decode the file at `path` to the centred square of `size` pixels, uint8 [size, size, 3].
+
+    Applies the EXIF rotation; grey and palette pictures become RGB, transparency is laid over white, CMYK is
+    converted without colour profiles, 16 bits are scaled to 8. Of several frames the first is taken.
+    Returns the array, the picture's own (width, height) and whether it holds several frames.
+    Raises `UnusablePicture`.
+    """
+    try:
+        with open_picture(path) as image:
+            original = image.size
+            # phones store previews beside a JPEG (MPO), which are no frames
+            several_frames = image.format != "MPO" and getattr(image, "is_animated", False)
+            # large JPEGs are decoded at 1/2, 1/4 or 1/8: several times faster, and still twice what is needed
+            image.draft(None, (2 * size, 2 * size))
+            picture = centre_square(to_rgb(ImageOps.exif_transpose(image)), size)
+            return np.asarray(picture), original, several_frames
+    except UnusablePicture:
+        raise
+    except Exception as error:
+        raise UnusablePicture(_reason(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow to RGB; `UnusablePicture` where the range of the values is not known."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > SIXTEEN_BITS:
+            raise UnusablePicture(f"values from {levels.min()} to {levels.max()}; save it with 8 or 16 bits")
+        image = Image.fromarray(np.round(levels * (255 / SIXTEEN_BITS)).astype(np.uint8))
+    if image.mode == "F":
+        raise UnusablePicture("floating-point pixels of unknown range; save it with 8 or 16 bits")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        if image.mode in ("La", "RGBa"):
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """One line for the user: what the decoder said."""
+    text = " ".join(str(error).split())
+    return text[:120] if isinstance(error, OSError) and text else f"{type(error).__name__}: {text[:120]}"
