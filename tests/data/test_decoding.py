@@ -108,6 +108,13 @@ def test_large_jpegs_are_right_though_decoded_small(tmp_path):
     assert array[:, 9:].max() < 15
 
 
+def test_decoding_small_loses_no_detail_that_is_wanted(tmp_path):
+    stripes = np.tile(np.repeat([0, 255], 8).astype(np.uint8), (256, 16))
+    array = decoded(tmp_path, Image.fromarray(stripes), "jpg", size=64, quality=95)
+    expected = np.tile(np.repeat([0, 255], 2), 16)
+    np.testing.assert_allclose(array[..., 0], np.broadcast_to(expected, (64, 64)), atol=50)
+
+
 def test_several_frames_are_reported(tmp_path):
     frames = [Image.new("L", (8, 8), level) for level in (0, 100, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

@@ -79,6 +79,16 @@ def test_unusable_files_are_skipped_counted_and_named_in_one_warning(tmp_path, c
     assert all(f"flower/{name}" in message for name in reasons)
 
 
+def test_labels_stay_with_their_pictures_when_files_are_skipped(tmp_path):
+    picture(tmp_path / "ant" / "b.png", "red")
+    picture(tmp_path / "bee" / "b.png", "blue")
+    picture(tmp_path / "bee" / "c.png", "blue")
+    (tmp_path / "ant" / "a.png").touch()
+    source = folder_source(tmp_path)
+    assert source.labels.tolist() == [0, 1, 1]
+    assert (source.images[:, 0, 0, 2] > 0).tolist() == [False, True, True]
+
+
 def test_strict_makes_one_error_that_names_them(tmp_path):
     picture(tmp_path / "flower" / "a.png")
     reasons = damage(tmp_path / "flower")

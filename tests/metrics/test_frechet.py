@@ -76,6 +76,12 @@ def test_rank_deficient_covariances_lose_no_digits():
     assert textbook(first, second) == pytest.approx(exact, abs=1e-4)
 
 
+def test_covariances_without_a_common_direction_do_not_overlap():
+    basis, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(64, 64)))
+    halves = [FeatureStatistics(np.zeros(64), part @ part.T, 9) for part in (basis[:, :32], basis[:, 32:])]
+    assert frechet_distance(*halves) == pytest.approx(64, abs=1e-11)  # the root of rounding noise would show
+
+
 @settings(deadline=None, max_examples=20)
 @given(seeds, st.integers(1, 30), st.integers(1, 30))
 def test_it_is_a_symmetric_distance_also_for_low_ranks(seed, first_rank, second_rank):
