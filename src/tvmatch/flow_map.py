@@ -73,7 +73,15 @@ class FlowMap(nn.Module):
         return output, slope
 
     def _refuse_lost_zero(
-        self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, tangents: Tangents, output: Tensor, slope: Tensor
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor,
+        w: Tensor,
+        tangents: Tangents,
+        output: Tensor,
+        slope: Tensor,
     ) -> None:
         """Raise if the derivative is exactly zero although the output moves along the direction.
 

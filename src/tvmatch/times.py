@@ -3,6 +3,7 @@
 Each scheme is a frozen dataclass that is called with a batch size and a generator and returns times [B] in [0, 1].
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -96,6 +97,6 @@ def check_grid(times: list[float]) -> list[float]:
     """Return `times` if they run strictly down from 1 to 0; raise `ValueError` if not."""
     if len(times) < 2 or any(not math.isfinite(time) for time in times):
         raise ValueError(f"a time grid needs at least two finite times, from 1 to 0; got {times}.")
-    if times[0] != 1 or times[-1] != 0 or any(a <= b for a, b in zip(times[:-1], times[1:], strict=True)):
+    if times[0] != 1 or times[-1] != 0 or any(a <= b for a, b in itertools.pairwise(times)):
         raise ValueError(f"a time grid runs strictly down from 1 (noise) to 0 (data); got {times}.")
     return times

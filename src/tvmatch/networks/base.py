@@ -16,8 +16,8 @@ class Tangents(NamedTuple):
 class Network(nn.Module):
     """Base class of networks.
 
-    `forward(x, t, s, label, w, tangents=None)` takes data [B, *data_shape], times t and s [B], classes [B] (int64, -1 is
-    the null class) and guidance scales w [B], and returns F with the shape of x; with `tangents`, the pair (F, dF).
+    `forward(x, t, s, label, w, tangents=None)` takes data [B, *data_shape], times t and s [B], classes [B] (int64, -1
+    is the null class) and guidance scales w [B], and returns F with the shape of x; with `tangents`, the pair (F, dF).
     A network that sets `carries_tangents = False` need not know of tangents: `FlowMap` then differentiates it by
     forward mode as a whole.
     """

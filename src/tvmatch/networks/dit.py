@@ -6,16 +6,15 @@
 - tangents carried as pairs between blocks (`tvmatch.networks.duals`)
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import PairModule
-from tvmatch.networks.embeddings import Conditioning, grid_positions
-from tvmatch.networks.layers import Attention, FeedForward, Linear, Modulation, init_spectral_, modulate, rms_norm
+from tvmatch.networks.embeddings import grid_positions
+from tvmatch.networks.layers import Attention, FeedForward, Modulation, modulate, rms_norm
+from tvmatch.networks.modulated import ModulatedNetwork
 
 
 @dataclass(frozen=True)
@@ -55,86 +54,41 @@ class Block(PairModule):
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        x = x + gate_a * self.attention(modulate(rms_norm(x), shift_a, scale_a))
-        return x + gate_m * self.mlp(modulate(rms_norm(x), shift_m, scale_m))
+        x = torch.addcmul(x, gate_a, self.attention(modulate(rms_norm(x), shift_a, scale_a)))
+        return torch.addcmul(x, gate_m, self.mlp(modulate(rms_norm(x), shift_m, scale_m)))
 
 
-class FinalLayer(PairModule):
-    """(tokens [B, N, C], conditioning [B, C]) -> patches [B, N, p * p * channels]."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.modulation = Modulation(config.hidden_size, 2, config.modulation_norm)
-        self.linear = Linear(config.hidden_size, config.patch_size**2 * config.channels)
-
-    def body(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.linear(modulate(rms_norm(x), *self.modulation(c)))
-
-
-class DiT(Network):
+class DiT(ModulatedNetwork):
     """F(x, t, s, class, w): images [B, channels, image_size, image_size] to displacements of the same shape.
 
     With `tangents` it returns the pair (F, dF), where dF is the derivative along (x, t, s); None stands for zero.
     """
 
-    carries_tangents = True
-
     def __init__(self, config: DiTConfig) -> None:
-        super().__init__(config.num_classes, (config.channels, config.image_size, config.image_size))
+        super().__init__(
+            blocks=(Block(config) for _ in range(config.depth)),
+            data_shape=(config.channels, config.image_size, config.image_size),
+            num_classes=config.num_classes,
+            token_size=config.patch_size**2 * config.channels,
+            hidden_size=config.hidden_size,
+            modulation_norm=config.modulation_norm,
+        )
         self.config = config
-        self.patches = Linear(config.patch_size**2 * config.channels, config.hidden_size)
-        self.conditioning = Conditioning(config.hidden_size, config.num_classes)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final = FinalLayer(config)
-        side = config.image_size // config.patch_size
-        self.register_buffer("positions", torch.empty(side * side, config.hidden_size), persistent=False)
-        self.reset_parameters()
+        self.side = config.image_size // config.patch_size
+        positions = grid_positions(config.hidden_size, self.side, self.side)
+        self.register_buffer("positions", positions.to(self.patches.weight.dtype), persistent=False)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initial weights: spectral norm 1; modulation and output zero; embeddings N(0, 0.02^2); biases zero."""
-        with torch.no_grad():
-            side = self.config.image_size // self.config.patch_size
-            self.positions.copy_(grid_positions(self.config.hidden_size, side, side))
-            self.conditioning.label.weight.normal_(std=0.02, generator=generator)
-            for name, module in self.named_modules():
-                if isinstance(module, Linear):
-                    module.bias.zero_()
-                    if name.endswith("modulation.linear") or name == "final.linear":
-                        module.weight.zero_()
-                    else:
-                        init_spectral_(module.weight, generator)
+    def embed(self, x: Tensor) -> Tensor:
+        return super().embed(x) + self.positions
 
-    def forward(
-        self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, tangents: Tangents | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        h = self.patches(self.to_patches(x)) + self.positions
-        if tangents is None:
-            c = self.conditioning(t, s, 1 / w, label)
-            for block in self.blocks:
-                h = block(h, c)
-            return self.to_image(self.final(h, c))
-        th = torch.zeros_like(h) if tangents.x is None else self.to_patches(tangents.x) @ self.patches.weight.T
-        if tangents.t is None and tangents.s is None:
-            c, tc = self.conditioning(t, s, 1 / w, label), None
-        else:
-            c, tc = self.conditioning(t, s, 1 / w, label, tangents=(tangents.t, tangents.s, None, None))
-        for block in self.blocks:
-            h, th = block(h, c, tangents=(th, tc))
-        y, ty = self.final(h, c, tangents=(th, tc))
-        return self.to_image(y), self.to_image(ty)
-
-    def to_patches(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, N, channels * p * p]."""
-        p, side = self.config.patch_size, self.config.image_size // self.config.patch_size
-        x = x.reshape(x.shape[0], self.config.channels, side, p, side, p)
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, N, channels * p * p], one token a patch, row by row."""
+        p = self.config.patch_size
+        x = x.reshape(x.shape[0], self.config.channels, self.side, p, self.side, p)
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
-    def to_image(self, patches: Tensor) -> Tensor:
-        """[B, N, p * p * channels] -> [B, channels, H, W]."""
-        p, side = self.config.patch_size, self.config.image_size // self.config.patch_size
-        patches = patches.reshape(patches.shape[0], side, side, p, p, self.config.channels)
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-    def layers(self) -> Iterator[nn.Module]:
-        """The equal blocks, in order: what is compiled, checkpointed and sharded one by one."""
-        return iter(self.blocks)
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """[B, N, p * p * channels] -> [B, channels, H, W]; the official layout, channels innermost."""
+        p = self.config.patch_size
+        tokens = tokens.reshape(tokens.shape[0], self.side, self.side, p, p, self.config.channels)
+        return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

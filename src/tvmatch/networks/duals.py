@@ -67,7 +67,7 @@ def push_forward(
 
 
 def close_dual_levels() -> int:
-    """Close every open forward-mode level (a failed `torch.compile` trace can leave one); return how many there were."""
+    """Close every open forward-mode level (a failed `torch.compile` trace can leave one); return their number."""
     count = 0
     while forward_ad._current_level >= 0:
         forward_ad.exit_dual_level()

@@ -13,7 +13,10 @@ FREQUENCIES = 256
 
 
 def fourier_features(value: Tensor, features: int = FREQUENCIES, max_period: float = 10_000.0) -> Tensor:
-    """[B] -> [B, features]: cosines, then sines, of `value` times max_period^(-i / (features/2)); times are not scaled."""
+    """[B] -> [B, features]: cosines, then sines, of `value` times max_period^(-i / (features/2)).
+
+    Times enter as they are, not multiplied by 1000.
+    """
     half = features // 2
     exponents = torch.arange(half, dtype=value.dtype, device=value.device) / half
     frequencies = torch.exp(-math.log(max_period) * exponents)

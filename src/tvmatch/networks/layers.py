@@ -1,7 +1,7 @@
 """The layers of the semi-Lipschitz transformer: Linear, RMS normalisation, attention, MLP (paper, section 5).
 
-Each accepts plain and dual tensors. Only `Linear` and the attention operator treat dual tensors themselves;
-everything else uses PyTorch's forward-mode rules.
+Each accepts plain and dual tensors. `Linear`, `rms_norm`, `gelu` and the attention operator write their tangents
+themselves, in fewer operations than PyTorch's forward-mode rules; everything else uses those rules.
 """
 
 import torch
@@ -13,8 +13,26 @@ from tvmatch.kernels.dual_attention import scaled_dot_product_attention
 
 
 def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last dimension; unlike LayerNorm, Lipschitz away from zero."""
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    """y = r x with r = 1 / sqrt(mean(x^2) + eps) over the last dimension; tangent r (tx - y mean(y tx)).
+
+    Unlike LayerNorm, Lipschitz away from zero.
+    """
+    primal, tangent = forward_ad.unpack_dual(x)
+    r = torch.rsqrt(primal.square().mean(dim=-1, keepdim=True) + eps)
+    y = primal * r
+    if tangent is None:
+        return y
+    along = (y * tangent).mean(dim=-1, keepdim=True)
+    return forward_ad.make_dual(y, r * torch.addcmul(tangent, y, along, value=-1))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation (arXiv 1606.08415); tangent GELU'(x) tx, which is the kernel of its backward."""
+    primal, tangent = forward_ad.unpack_dual(x)
+    y = functional.gelu(primal, approximate="tanh")
+    if tangent is None:
+        return y
+    return forward_ad.make_dual(y, torch.ops.aten.gelu_backward(tangent, primal, approximate="tanh"))
 
 
 class RMSNorm(nn.Module):
@@ -72,7 +90,7 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(hidden_size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Modulation(nn.Module):
@@ -90,7 +108,7 @@ class Modulation(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def init_spectral_(weight: Tensor, generator: torch.Generator | None = None) -> None:

@@ -1,6 +1,6 @@
 """Flow matching with guidance as an input (arXiv 2210.02747; the guided target: arXiv 2502.12154).
 
-    loss = 1/w^2 | u(x_r, r, c, w) - sg[ w v + (1 - w) u'(x_r, r, null, 1) ] |^2
+loss = 1/w^2 | u(x_r, r, c, w) - sg[ w v + (1 - w) u'(x_r, r, null, 1) ] |^2
 """
 
 import torch
@@ -32,7 +32,7 @@ class FlowMatching(Objective):
     def terms(
         flow: FlowMap, target_flow: FlowMap, *, x0: Tensor, noise: Tensor, r: Tensor, label: Tensor, w: Tensor
     ) -> Tensor:
-        """The loss of each sample [B], for given draws."""
+        """The loss of each sample [B], for given draws; see `TerminalVelocityMatching.terms` for shapes."""
         x_r, velocity = interpolate(x0, noise, r), conditional_velocity(x0, noise)
         with torch.no_grad():
             target = guided_target(velocity, target_flow.unconditional_velocity(x_r, r), w)

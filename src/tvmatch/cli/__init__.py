@@ -1,0 +1,5 @@
+"""The command line `tvmatch`."""
+
+from tvmatch.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,67 @@
+"""`tvmatch COMMAND`: finds the command, and turns the errors that users can mend into one line."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from tvmatch import __version__
+
+# name -> (module, one line of help); modules are imported when called, so that --help is quick
+COMMANDS = {
+    "train": ("tvmatch.cli.train", "train a generator (handwritten digits, if you give no arguments)"),
+    "sample": ("tvmatch.cli.sample", "draw pictures with a trained run"),
+    "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
+    "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
+}
+BAD_INPUT = 2  # exit code for a command line or an input that cannot work
+
+
+def usage() -> str:
+    """The text of `tvmatch --help`."""
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"tvmatch {__version__}: Terminal Velocity Matching, generators that draw in one to four network calls",
+            "",
+            "usage: tvmatch COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`tvmatch COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 128 + signal when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else BAD_INPUT
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `tvmatch {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}."
+        print(f"tvmatch: no command {name!r}; {hint}", file=sys.stderr)
+        return BAD_INPUT
+    command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).command
+    try:
+        return command(rest)
+    except (ValueError, OSError) as error:
+        print(f"tvmatch {name}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except RuntimeError as error:
+        from tvmatch.networks.duals import TangentError
+        from tvmatch.training.loop import TrainingError
+
+        if not isinstance(error, TangentError | TrainingError):
+            raise
+        print(f"tvmatch {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tvmatch {name}: interrupted", file=sys.stderr)
+        return 130

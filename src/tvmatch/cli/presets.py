@@ -1,0 +1,41 @@
+"""`tvmatch presets`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from tvmatch.cli.options import parse
+from tvmatch.networks.presets import NETWORKS, build_network, network_config
+
+
+@dataclass(frozen=True)
+class PresetsOptions:
+    """Which pictures the sizes are counted for."""
+
+    image_size: int = 32  # pixels (or latent cells) a side
+    channels: int = 4
+    classes: Annotated[int, tyro.conf.arg(name="classes")] = 1000  # 0: unconditional
+
+
+def command(arguments: list[str]) -> int:
+    """Print every network preset with its shape, tokens and parameters."""
+    options = parse(PresetsOptions, "presets", "List the networks and their sizes.", arguments)
+    table = Table(title=f"Networks for {options.channels} x {options.image_size} x {options.image_size} data")
+    for column in ("--network", "hidden", "depth", "heads", "patch", "tokens", "parameters"):
+        table.add_column(column, justify="left" if column == "--network" else "right")
+    for name, (size, patch) in NETWORKS.items():
+        if options.image_size % patch:
+            continue
+        with torch.device("meta"):
+            shape = network_config(name, options.image_size, options.channels, options.classes)
+            parameters = sum(p.numel() for p in build_network(shape).parameters())
+        tokens = (options.image_size // patch) ** 2
+        table.add_row(
+            name, *map(str, (size.hidden_size, size.depth, size.num_heads, patch, tokens)), f"{parameters / 1e6:.1f} M"
+        )
+    Console().print(table)
+    return 0

@@ -1,0 +1,73 @@
+"""`tvmatch sample RUN`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from tvmatch.cli.options import parse
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to draw."""
+
+    run: tyro.conf.Positional[Path]  # folder of a trained run
+    out: Path | None = (
+        None  # a .png (grid), an .npz (uint8 images and labels), or a folder of PNGs; default RUN/samples.png
+    )
+    count: int = 64  # pictures in all, spread over the classes
+    nfe: int = 1  # network calls a picture
+    w: float | None = None  # guidance scale (default: the one trained for)
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()  # names or numbers; default: all in turn
+    method: Literal["jump", "euler"] | None = None  # default: euler for flow matching, jump otherwise
+    seed: int = 0
+    ema: float | None = None  # which averaged weights, by decay (default: the slowest)
+    batch_size: int = 256  # pictures drawn at once
+    device: str = "auto"
+
+
+def command(arguments: list[str]) -> int:
+    """Draw samples and write them where asked."""
+    options = parse(SampleOptions, "sample", "Draw pictures with a trained run.", arguments)
+    from tvmatch.data.source import to_pictures
+    from tvmatch.pictures import enlarge, save_png, tile
+    from tvmatch.sampling import draw
+    from tvmatch.training.loop import choose_device
+    from tvmatch.training.trained import load_run
+
+    if options.count < 1:
+        raise ValueError(f"count must be at least 1, got {options.count}.")
+    out = options.out or options.run / "samples.png"
+    trained = load_run(options.run, options.ema, choose_device(options.device))
+    chosen = [trained.class_index(name) for name in options.classes]
+    classes = chosen or list(range(trained.flow.network.num_classes)) or [-1]
+    label = torch.tensor([classes[i % len(classes)] for i in range(options.count)])
+    x = draw(
+        trained.flow,
+        label,
+        trained.w if options.w is None else options.w,
+        options.nfe,
+        seed=options.seed,
+        method=options.method or trained.method,
+        batch_size=options.batch_size,
+    )
+    pictures = to_pictures(x).numpy()
+    if out.suffix == ".png":
+        columns = len(classes) if 1 < len(classes) <= 20 else int(np.ceil(np.sqrt(options.count)))
+        save_png(enlarge(tile(pictures, columns), 48, pictures.shape[1]), out)
+    elif out.suffix == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(out, images=pictures, labels=label.numpy())
+    elif out.suffix == "":
+        if out.exists():
+            raise ValueError(f"{out} exists; choose another --out.")
+        for index, picture in enumerate(pictures):
+            save_png(picture if picture.shape[-1] == 3 else picture[..., 0], out / f"{index:06d}.png")
+    else:
+        raise ValueError(f"--out {out}: give a name that ends in .png or .npz, or a folder.")
+    print(out)
+    return 0

@@ -1,0 +1,65 @@
+"""A modulated residual MLP for point clouds: the DiT without attention, on one token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tvmatch.networks.duals import PairModule
+from tvmatch.networks.layers import FeedForward, Modulation, modulate, rms_norm
+from tvmatch.networks.modulated import ModulatedNetwork
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The shape of an MLP."""
+
+    dimension: int = 2  # coordinates of a point
+    num_classes: int = 0  # 0: unconditional
+    hidden_size: int = 128
+    depth: int = 4
+    mlp_ratio: float = 2.0
+    modulation_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("dimension", "hidden_size", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (unconditional) or more, got {self.num_classes}.")
+
+
+class MLPBlock(PairModule):
+    """(token [B, 1, C], conditioning [B, C]) -> token: a modulated feed-forward layer with a residual."""
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.hidden_size, 3, config.modulation_norm)
+        self.mlp = FeedForward(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
+
+    def body(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(c)
+        return torch.addcmul(x, gate, self.mlp(modulate(rms_norm(x), shift, scale)))
+
+
+class MLP(ModulatedNetwork):
+    """F(x, t, s, class, w) for points [B, dimension]."""
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__(
+            blocks=(MLPBlock(config) for _ in range(config.depth)),
+            data_shape=(config.dimension,),
+            num_classes=config.num_classes,
+            token_size=config.dimension,
+            hidden_size=config.hidden_size,
+            modulation_norm=config.modulation_norm,
+        )
+        self.config = config
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """[B, dimension] -> [B, 1, dimension]."""
+        return x[:, None]
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """[B, 1, dimension] -> [B, dimension]."""
+        return tokens[:, 0]

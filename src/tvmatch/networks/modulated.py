@@ -1,0 +1,93 @@
+"""What DiT and MLP have in common: tokens, a conditioning vector, modulated blocks, tangents carried as pairs."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tvmatch.networks.base import Network, Tangents
+from tvmatch.networks.duals import PairModule
+from tvmatch.networks.embeddings import Conditioning
+from tvmatch.networks.layers import Linear, Modulation, init_spectral_, modulate, rms_norm
+
+
+class FinalLayer(PairModule):
+    """(tokens [B, N, C], conditioning [B, C]) -> tokens [B, N, token_size]."""
+
+    def __init__(self, size: int, token_size: int, modulation_norm: bool) -> None:
+        super().__init__()
+        self.modulation = Modulation(size, 2, modulation_norm)
+        self.linear = Linear(size, token_size)
+
+    def body(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.linear(modulate(rms_norm(x), *self.modulation(c)))
+
+
+class ModulatedNetwork(Network):
+    """F(x, t, s, class, w) through equal blocks that are modulated by the embedded times, guidance scale and class.
+
+    Subclasses say how data become tokens and back. With `tangents`, `forward` returns the pair (F, dF), dF the
+    derivative along (x, t, s).
+    """
+
+    carries_tangents = True
+
+    def __init__(
+        self,
+        blocks: Iterable[PairModule],
+        data_shape: tuple[int, ...],
+        num_classes: int,
+        token_size: int,
+        hidden_size: int,
+        modulation_norm: bool = True,
+    ) -> None:
+        super().__init__(num_classes, data_shape)
+        self.patches = Linear(token_size, hidden_size)
+        self.conditioning = Conditioning(hidden_size, num_classes)
+        self.blocks = nn.ModuleList(blocks)
+        self.final = FinalLayer(hidden_size, token_size, modulation_norm)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initial weights: spectral norm 1; modulation and output zero; class embeddings N(0, 0.02^2); biases zero."""
+        with torch.no_grad():
+            self.conditioning.label.weight.normal_(std=0.02, generator=generator)
+            for name, module in self.named_modules():
+                if isinstance(module, Linear):
+                    module.bias.zero_()
+                    if name.endswith("modulation.linear") or name == "final.linear":
+                        module.weight.zero_()
+                    else:
+                        init_spectral_(module.weight, generator)
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """Data [B, *data_shape] -> tokens [B, N, token_size]; linear, so that tangents pass through it too."""
+        raise NotImplementedError
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, N, token_size] -> data [B, *data_shape]; linear."""
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Data [B, *data_shape] -> hidden tokens [B, N, hidden_size]."""
+        return self.patches(self.to_tokens(x))
+
+    def forward(
+        self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, tangents: Tangents | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        h = self.embed(x)
+        if tangents is None:
+            c = self.conditioning(t, s, 1 / w, label)
+            for block in self.blocks:
+                h = block(h, c)
+            return self.from_tokens(self.final(h, c))
+        if tangents.t is None and tangents.s is None:
+            c, tc = self.conditioning(t, s, 1 / w, label), None
+        else:
+            c, tc = self.conditioning(t, s, 1 / w, label, tangents=(tangents.t, tangents.s, None, None))
+        # a zero tangent for the first block is a real tensor: all blocks are then called alike, and compile once
+        th = torch.zeros_like(h) if tangents.x is None else self.to_tokens(tangents.x) @ self.patches.weight.T
+        for block in self.blocks:
+            h, th = block(h, c, tangents=(th, tc))
+        y, ty = self.final(h, c, tangents=(th, tc))
+        return self.from_tokens(y), self.from_tokens(ty)

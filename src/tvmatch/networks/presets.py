@@ -1,0 +1,52 @@
+"""Networks by name, `DiT-XL/2` and the like, and networks from their configuration."""
+
+import difflib
+from typing import NamedTuple
+
+from tvmatch.networks.base import Network
+from tvmatch.networks.dit import DiT, DiTConfig
+from tvmatch.networks.mlp import MLP, MLPConfig
+
+
+class Size(NamedTuple):
+    """What a preset fixes of a DiT."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+SIZES = {
+    "Digits": Size(hidden_size=128, depth=4, num_heads=4),
+    "Tiny": Size(hidden_size=192, depth=6, num_heads=3),
+    "S": Size(hidden_size=384, depth=12, num_heads=6),
+    "B": Size(hidden_size=768, depth=12, num_heads=12),
+    "L": Size(hidden_size=1024, depth=24, num_heads=16),
+    "XL": Size(hidden_size=1152, depth=28, num_heads=18),
+}
+PATCH_SIZES = (1, 2, 4, 8)
+NETWORKS = {f"DiT-{size}/{patch}": (SIZES[size], patch) for size in SIZES for patch in PATCH_SIZES}
+
+
+def network_config(preset: str, image_size: int, channels: int, num_classes: int) -> DiTConfig:
+    """The configuration of a named preset for pictures [channels, image_size, image_size] of `num_classes` classes
+    (0: unconditional). `ValueError` if there is no such preset, or its patches do not tile the picture."""
+    if preset not in NETWORKS:
+        near = difflib.get_close_matches(preset, NETWORKS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(NETWORKS)}."
+        raise ValueError(f"no network is called {preset!r}; {hint}")
+    size, patch_size = NETWORKS[preset]
+    return DiTConfig(
+        image_size=image_size, channels=channels, num_classes=num_classes, patch_size=patch_size, **size._asdict()
+    )
+
+
+def build_network(config: DiTConfig | MLPConfig) -> Network:
+    """A freshly initialised network of the given shape."""
+    match config:
+        case DiTConfig():
+            return DiT(config)
+        case MLPConfig():
+            return MLP(config)
+    raise TypeError(f"no network has a configuration of type {type(config).__name__}.")

@@ -1,0 +1,111 @@
+"""Few-step sampling with a flow map, and Euler steps along its velocity for comparison (DESIGN section 1)."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvmatch.checks import check_guidance, check_labels
+from tvmatch.flow_map import FlowMap
+from tvmatch.interpolant import per_sample
+from tvmatch.times import check_grid, uniform_grid
+
+
+@torch.no_grad()
+def sample(
+    flow: FlowMap,
+    noise: Tensor,
+    label: Tensor | int = -1,
+    w: Tensor | float = 1.0,
+    steps: int = 1,
+    times: Sequence[float] | None = None,
+) -> Tensor:
+    """Draw samples: x <- x + f(x, t_k, t_(k+1), class, w), one network call (NFE) a step.
+
+    noise [B, ...] standard normal; label an integer or [B] (-1: no class); w a number or [B], above 0; `steps` equal
+    steps from 1 to 0, or your own grid `times` from 1 down to 0. Guidance needs no second call.
+    """
+    label, w = _for_batch(flow, noise, label, w)
+    return _walk(noise, steps, times, lambda x, t, s: flow.jump(x, t, s, label, w))
+
+
+@torch.no_grad()
+def euler(
+    flow: FlowMap,
+    noise: Tensor,
+    label: Tensor | int = -1,
+    w: Tensor | float = 1.0,
+    steps: int = 32,
+    times: Sequence[float] | None = None,
+) -> Tensor:
+    """Draw samples by Euler steps along the velocity: x <- x + (t_(k+1) - t_k) u(x, t_k); arguments as for `sample`."""
+    label, w = _for_batch(flow, noise, label, w)
+    return _walk(noise, steps, times, lambda x, t, s: x + per_sample(s - t, x) * flow.velocity(x, t, label, w))
+
+
+@torch.no_grad()
+def draw(
+    flow: FlowMap,
+    label: Tensor,
+    w: float,
+    steps: int,
+    *,
+    seed: int = 0,
+    method: Literal["jump", "euler"] = "jump",
+    batch_size: int = 256,
+) -> Tensor:
+    """One sample for each class in `label` [N], in batches, on the flow map's device; returned on the CPU.
+
+    Sample i depends on `seed` and i only, not on the batches.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    weight = next(flow.parameters())
+    parts = []
+    for start in range(0, len(label), batch_size):
+        part = label[start : start + batch_size]
+        noise = seeded_noise(seed, range(start, start + len(part)), flow.network.data_shape).to(weight)
+        parts.append(METHODS[method](flow, noise, part, w, steps).cpu())
+    return torch.cat(parts)
+
+
+def seeded_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise [len(indices), *shape], float32 on the CPU: sample i is the same in every batch, on every
+    rank and for every device. Counter-based (Philox, keyed by seed and index): torch's CPU generator would keep only
+    32 bits of a seed."""
+    if seed < 0:
+        raise ValueError(f"the seed must be 0 or more, got {seed}.")
+    rows = [
+        np.random.Generator(np.random.Philox(key=(seed, int(index)))).standard_normal(tuple(shape), np.float32)
+        for index in indices
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _for_batch(flow: FlowMap, noise: Tensor, label: Tensor | int, w: Tensor | float) -> tuple[Tensor, Tensor]:
+    """`label` and `w` as tensors [B], checked before the first network call, on a GPU too."""
+    batch, device = len(noise), noise.device
+    label = torch.as_tensor(label)
+    w = torch.as_tensor(w, dtype=noise.dtype)
+    label = label.expand(batch) if label.dim() == 0 else label
+    w = w.expand(batch) if w.dim() == 0 else w
+    check_labels(label.cpu(), flow.network.num_classes, batch)
+    check_guidance(w.cpu(), batch)
+    return label.to(device), w.to(device)
+
+
+def _walk(
+    x: Tensor, steps: int, times: Sequence[float] | None, step: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    grid = uniform_grid(steps) if times is None else check_grid(list(times))
+    for t, s in itertools.pairwise(grid):
+        x = step(x, x.new_full((len(x),), t), x.new_full((len(x),), s))
+    return x
+
+
+METHODS = {"jump": sample, "euler": euler}

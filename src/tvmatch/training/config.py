@@ -1,0 +1,113 @@
+"""Everything a training run can be told, in one frozen dataclass; kept as `config.yaml` in the run folder."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tvmatch.guidance import parse_guidance
+
+ObjectiveName = Literal["terminal-velocity", "flow-matching"]
+JumpName = Literal["truncated-gap", "logit-normal", "uniform"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The comment behind each field is its help text."""
+
+    run: Path = Path("runs/digits")  # folder of the run; the same command continues an unfinished run
+    data: str = "digits"  # digits, an .npz file (images uint8 NHWC, labels), or a folder with a sub-folder a class
+    image_size: int | None = None  # pixels a side; pictures are resized and cropped to it (None: as they are)
+    flip: bool = False  # mirror pictures at random
+    strict: bool = False  # end with an error at the first unreadable picture instead of skipping it
+
+    network: str = "DiT-Digits/4"  # see `tvmatch presets`
+    objective: ObjectiveName = "terminal-velocity"  # what is learned
+    guidance: str = "1.5"  # w: a scale (2), a range drawn uniformly (1:3), or inverse (1/w uniform in (0, 1))
+    scaled: bool = True  # scaled parameterisation: the network's output is multiplied by w
+    weighted: bool = True  # weight each sample's loss by 1/w^2
+    detach_jvp: bool = False  # ablation: stop the gradient through the derivative of the network
+    jumps: JumpName = "truncated-gap"  # how the two ends (t, s) of a jump are drawn
+    label_dropout: float = 0.1  # share of samples whose class is hidden
+
+    steps: int = 900  # training steps in all
+    batch_size: int = 128  # samples a step
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50  # the learning rate rises linearly over the first steps
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip_gradient: float = 1.0  # largest gradient norm (inf: no clipping)
+    target_ema: float = 0.99  # decay of the target network of the loss
+    evaluation_ema: tuple[float, ...] = (0.99, 0.999)  # decays of the weights that are kept for sampling
+    seed: int = 0
+
+    log_every: int = 20  # steps between lines of metrics.jsonl
+    sample_every: int = 300  # steps between pictures in RUN/samples (0: none)
+    checkpoint_every: int = 300  # steps between checkpoints
+    keep_checkpoints: int = 2  # the last so many are kept
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
+
+    def __post_init__(self) -> None:
+        parse_guidance(self.guidance)
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("sample_every", "warmup_steps", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("learning_rate", "clip_gradient"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(math.isfinite(self.learning_rate), "learning_rate", self.learning_rate, "finite")
+        for name in ("beta1", "beta2", "target_ema"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        _require(len(self.evaluation_ema) > 0, "evaluation_ema", self.evaluation_ema, "one decay or more")
+        for decay in self.evaluation_ema:
+            _require(0 <= decay < 1, "evaluation_ema", decay, "in [0, 1)")
+        _require(
+            len(set(self.evaluation_ema)) == len(self.evaluation_ema),
+            "evaluation_ema",
+            self.evaluation_ema,
+            "without repetition",
+        )
+        if self.image_size is not None:
+            _require(self.image_size >= 1, "image_size", self.image_size, "at least 1")
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value}.")
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML text."""
+    values = dataclasses.asdict(config)
+    values["run"] = str(config.run)
+    values["evaluation_ema"] = list(config.evaluation_ema)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def from_yaml(text: str, source: str) -> TrainConfig:
+    """The configuration in YAML text; `ValueError` names `source` and every unknown or ill-typed key."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} holds no configuration.")
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            raise ValueError(f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else "."))
+    if "run" in values:
+        values["run"] = Path(values["run"])
+    if "evaluation_ema" in values:
+        values["evaluation_ema"] = tuple(values["evaluation_ema"])
+    try:
+        return TrainConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error

@@ -1,0 +1,89 @@
+"""The state of a training run as named tensors: what a checkpoint holds, and nothing else."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvmatch.networks.dit import DiTConfig
+from tvmatch.objectives import Objective
+from tvmatch.training.checkpoint import CheckpointError
+from tvmatch.training.ema import EvaluationEma
+
+
+@dataclass
+class TrainingState:
+    """Weights, target, evaluation averages, optimiser and step. Random draws and the order of the data follow from
+    the seed and the step alone, so they need no state of their own."""
+
+    objective: Objective
+    ema: EvaluationEma
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # training steps done
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under its name in a checkpoint."""
+        named = {f"flow.{name}": value for name, value in self.objective.flow.state_dict().items()}
+        if self.objective.target is not None:
+            named |= {f"target.{name}": value for name, value in self.objective.target.state_dict().items()}
+        for decay, average in self.ema.flows.items():
+            named |= {f"ema.{decay:g}.{name}": value for name, value in average.state_dict().items()}
+        for name, parameter in self.objective.flow.named_parameters():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
+        return named
+
+    def load(self, tensors: dict[str, Tensor], step: int, source: str) -> None:
+        """Continue from a checkpoint's tensors. `CheckpointError` names what is missing, left over or misshapen."""
+        flow_parameters = dict(self.objective.flow.named_parameters())
+        slots: dict[str, dict[str, Tensor]] = {}
+        weights = dict(tensors)
+        for key in [key for key in weights if key.startswith("optimizer.")]:
+            _, slot, name = key.split(".", 2)
+            slots.setdefault(name, {})[slot] = weights.pop(key)
+        check_same_names(self._weights(), weights, source)
+        for key, parameter in self._weights().items():
+            parameter.copy_(weights[key])
+        if step > 0 and slots.keys() != flow_parameters.keys():
+            raise CheckpointError(f"{source} has optimiser state for other parameters than this network has.")
+        for name, parameter in flow_parameters.items():
+            if name in slots:
+                self.optimizer.state[parameter] = {
+                    # AdamW keeps its step count on the CPU
+                    slot: value.clone() if slot == "step" else value.to(parameter.device).clone()
+                    for slot, value in slots[name].items()
+                }
+        self.step = step
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
+
+
+def check_same_names(ours: dict[str, Tensor], theirs: dict[str, Tensor], source: str) -> None:
+    """Raise `CheckpointError` unless both hold the same names with the same shapes."""
+    missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    if missing or unknown:
+        parts = [f"it lacks {missing[0]} (and {len(missing) - 1} more)"] if missing else []
+        parts += [f"it has {unknown[0]} (and {len(unknown) - 1} more), which is unknown here"] if unknown else []
+        raise CheckpointError(f"{source} is of another architecture or objective: {'; '.join(parts)}.")
+    for name, value in ours.items():
+        if theirs[name].shape != value.shape:
+            raise CheckpointError(
+                f"{source} is of another architecture: {name} has shape {list(theirs[name].shape)}, "
+                f"this network needs {list(value.shape)}."
+            )
+
+
+def network_to_header(config: DiTConfig) -> dict[str, Any]:
+    """The network's configuration as JSON values."""
+    return dataclasses.asdict(config)
+
+
+def network_from_header(values: Any, source: str) -> DiTConfig:
+    """The network's configuration from a checkpoint's header."""
+    try:
+        return DiTConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} describes a network that this version does not know: {error}") from error
