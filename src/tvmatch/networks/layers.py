@@ -115,5 +115,6 @@ def init_spectral_(weight: Tensor, generator: torch.Generator | None = None) -> 
     """Fill a matrix with Gaussian numbers and divide it by its largest singular value (paper, section 5)."""
     with torch.no_grad():
         weight.normal_(generator=generator)
-        flat = weight.flatten(1)
-        weight.div_(torch.linalg.matrix_norm(flat.double(), ord=2).to(weight.dtype))
+        flat = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        gram = (flat @ flat.T).double()  # its largest eigenvalue is far cheaper than a singular value decomposition
+        weight.div_(torch.linalg.eigvalsh(gram)[-1].sqrt().to(weight.dtype))

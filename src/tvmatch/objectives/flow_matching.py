@@ -30,12 +30,21 @@ class FlowMatching(Objective):
 
     @staticmethod
     def terms(
-        flow: FlowMap, target_flow: FlowMap, *, x0: Tensor, noise: Tensor, r: Tensor, label: Tensor, w: Tensor
+        flow: FlowMap,
+        target_flow: FlowMap,
+        *,
+        x0: Tensor,
+        noise: Tensor,
+        r: Tensor,
+        label: Tensor,
+        w: Tensor,
+        guided: bool = True,
     ) -> Tensor:
         """The loss of each sample [B], for given draws; see `TerminalVelocityMatching.terms` for shapes."""
-        x_r, velocity = interpolate(x0, noise, r), conditional_velocity(x0, noise)
-        with torch.no_grad():
-            target = guided_target(velocity, target_flow.unconditional_velocity(x_r, r), w)
+        x_r, target = interpolate(x0, noise, r), conditional_velocity(x0, noise)
+        if guided:
+            with torch.no_grad():
+                target = guided_target(target, target_flow.unconditional_velocity(x_r, r), w)
         return mean_square(flow.velocity(x_r, r, label, w) - target) / w.square()
 
     def forward(self, x0: Tensor, label: Tensor) -> StepLoss:
@@ -43,5 +52,14 @@ class FlowMatching(Objective):
         label, w = drop_labels(label, self.guidance(batch, g), self.label_dropout, g)
         noise = torch.randn(x0.shape, generator=g, device=x0.device, dtype=x0.dtype)
         r = self.times(batch, g).to(x0.dtype)
-        loss = self.terms(self.flow, self.target, x0=x0, noise=noise, r=r, label=label, w=w.to(x0.dtype)).mean()
+        loss = self.terms(
+            self.flow,
+            self.target,
+            x0=x0,
+            noise=noise,
+            r=r,
+            label=label,
+            w=w.to(x0.dtype),
+            guided=not self.guidance.always_one,
+        ).mean()
         return StepLoss(loss, {"boundary": loss.detach()})

@@ -67,23 +67,29 @@ class TerminalVelocityMatching(Objective):
         w: Tensor,
         weighted: bool = True,
         detach_jvp: bool = False,
+        guided: bool = True,
     ) -> Terms:
         """Both losses of each sample [B] for given draws: data and noise [B, ...]; t, s, r, w, label [B].
 
-        Three network calls with gradients or tangents: the jump with its derivative, the boundary velocity, and one
-        call of the target for both of its uses.
+        Three network calls: the jump with its derivative, the boundary velocity, and one of the target for both of
+        its uses. `guided=False` says that every w is 1: the guided target is then v itself, and the target's
+        unconditional half is left out.
         """
         x_t, x_r = interpolate(x0, noise, t), interpolate(x0, noise, r)
         x_s, df_ds = flow.terminal_velocity(x_t, t, s, label, w, detach_jvp=detach_jvp)
+        boundary_target = conditional_velocity(x0, noise)
         with torch.no_grad():
-            target = target_flow.velocity(
-                torch.cat([x_s.detach(), x_r]),
-                torch.cat([s, r]),
-                torch.cat([label, torch.full_like(label, -1)]),
-                torch.cat([w, torch.ones_like(w)]),
-            )
-            terminal_target, unconditional = target.chunk(2)
-            boundary_target = guided_target(conditional_velocity(x0, noise), unconditional, w)
+            if guided:
+                target = target_flow.velocity(
+                    torch.cat([x_s, x_r]),
+                    torch.cat([s, r]),
+                    torch.cat([label, torch.full_like(label, -1)]),
+                    torch.cat([w, torch.ones_like(w)]),
+                )
+                terminal_target, unconditional = target.chunk(2)
+                boundary_target = guided_target(boundary_target, unconditional, w)
+            else:
+                terminal_target = target_flow.velocity(x_s, s, label, w)
         terminal = mean_square(df_ds - terminal_target)
         terminal = torch.where(t - s > SAME_TIME, terminal, torch.zeros_like(terminal))
         boundary = mean_square(flow.velocity(x_r, r, label, w) - boundary_target)
@@ -107,6 +113,7 @@ class TerminalVelocityMatching(Objective):
             w=w.to(x0.dtype),
             weighted=self.weighted,
             detach_jvp=self.detach_jvp,
+            guided=not self.guidance.always_one,
         )
         terminal, boundary = terms.terminal.mean(), terms.boundary.mean()
         return StepLoss(terminal + boundary, {"terminal": terminal.detach(), "boundary": boundary.detach()})

@@ -1,0 +1,101 @@
+"""Every layer's own tangent rule against torch.func.jvp of the same formula, float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tvmatch.networks.duals import push_forward
+from tvmatch.networks.layers import (
+    Attention,
+    FeedForward,
+    Linear,
+    Modulation,
+    RMSNorm,
+    gelu,
+    init_spectral_,
+    modulate,
+    rms_norm,
+)
+
+
+def plain_rms(x: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain"),
+    [
+        (rms_norm, plain_rms),
+        (gelu, lambda x: functional.gelu(x, approximate="tanh")),
+    ],
+)
+def test_value_tangent_and_both_gradients(ours: Callable, plain: Callable) -> None:
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    tx = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    pair = push_forward(ours, (x,), (tx,), "ours")
+    reference = torch.func.jvp(plain, (x,), (tx,))
+    torch.testing.assert_close(pair, reference, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-12, atol=1e-12)
+    weights = [torch.randn(3, 5, dtype=torch.float64) for _ in range(2)]
+    gradients = [
+        torch.autograd.grad(sum((w * r).sum() for w, r in zip(weights, result, strict=True)), (x, tx))
+        for result in (pair, reference)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("module", [Linear(4, 4), RMSNorm(4), Attention(4, 2), FeedForward(4, 8)])
+def test_modules_against_finite_differences(module: nn.Module) -> None:
+    module = module.double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x, tx = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    y, ty = push_forward(module, (x,), (tx,), "module")
+    torch.testing.assert_close(y, module(x))
+    h = 1e-6
+    torch.testing.assert_close(ty, (module(x + h * tx) - module(x - h * tx)) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+def test_linear_adds_the_bias_to_the_primal_only() -> None:
+    linear = Linear(2, 3)
+    nn.init.ones_(linear.bias)
+    _, ty = push_forward(linear, (torch.zeros(1, 2),), (torch.zeros(1, 2),), "linear")
+    assert not ty.any()
+
+
+def test_rms_norm_is_finite_at_zero() -> None:
+    x = torch.zeros(1, 4, requires_grad=True)
+    rms_norm(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_modulation_chunks_are_normalised() -> None:
+    modulation = Modulation(8, 6)
+    nn.init.normal_(modulation.linear.weight)
+    chunks = modulation(torch.randn(3, 8))
+    assert [chunk.shape for chunk in chunks] == [(3, 1, 8)] * 6
+    for chunk in chunks:
+        torch.testing.assert_close(chunk.square().mean(-1), torch.ones(3, 1), rtol=1e-3, atol=0)
+    plain = Modulation(8, 2, normalised=False)
+    nn.init.constant_(plain.linear.weight, 5.0)
+    assert plain(torch.ones(1, 8))[0].mean() > 10
+
+
+def test_modulate() -> None:
+    x, shift, scale = torch.randn(2, 3, 4), torch.randn(2, 1, 4), torch.randn(2, 1, 4)
+    torch.testing.assert_close(modulate(x, shift, scale), x * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (96, 24), (24, 96), (1152, 1152)])
+def test_spectral_initialisation(shape: tuple[int, int]) -> None:
+    weight = torch.empty(shape)
+    init_spectral_(weight)
+    assert float(torch.linalg.matrix_norm(weight.double(), ord=2)) == pytest.approx(1, rel=1e-3)
+
+
+def test_heads_must_divide_the_size() -> None:
+    with pytest.raises(ValueError, match="hidden size 10 is not a multiple of num_heads=4"):
+        Attention(10, 4)

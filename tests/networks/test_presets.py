@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from tvmatch.networks.mlp import MLP, MLPConfig
+from tvmatch.networks.presets import NETWORKS, build_network, network_config
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("DiT-S/2", 33), ("DiT-B/2", 131), ("DiT-L/2", 459), ("DiT-XL/2", 678), ("DiT-XL/8", 679)]
+)
+def test_sizes_are_those_of_the_field(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        network = build_network(network_config(name, 32, 4, 1000))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_xl_has_18_heads_of_64() -> None:
+    config = network_config("DiT-XL/2", 32, 4, 1000)
+    assert (config.num_heads, config.hidden_size // config.num_heads) == (18, 64)
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"no network is called 'DiT-XL2'; did you mean .*DiT-XL/2"):
+        network_config("DiT-XL2", 32, 4, 10)
+    assert {"DiT-S/2", "DiT-B/4", "DiT-L/8", "DiT-XL/2"} <= set(NETWORKS)
+
+
+def test_unconditional_and_mlp() -> None:
+    assert build_network(network_config("DiT-Digits/4", 8, 1, 0)).num_classes == 0
+    assert isinstance(build_network(MLPConfig()), MLP)
+    with pytest.raises(TypeError, match="no network has a configuration of type dict"):
+        build_network({})

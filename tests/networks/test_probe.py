@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from tests.test_flow_map import DetachedTime, GaussianNetwork, SilentZero
+from tvmatch.flow_map import FlowMap
+from tvmatch.networks.dit import DiT, DiTConfig
+from tvmatch.networks.duals import TangentError
+from tvmatch.networks.probe import verify_tangents
+
+
+def test_a_fresh_network_passes_and_keeps_its_weights(small_config: DiTConfig) -> None:
+    flow = FlowMap(DiT(small_config))
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    assert verify_tangents(flow) < 0.05
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
+class HalfTangent(GaussianNetwork):
+    """Wrong by a factor: neither dropped nor zero, so that only the numbers can tell."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        primal, tangent = torch.autograd.forward_ad.unpack_dual(super().forward(*inputs))
+        return primal if tangent is None else torch.autograd.forward_ad.make_dual(primal, tangent * 0.5)
+
+
+@pytest.mark.parametrize("network", [DetachedTime, SilentZero, HalfTangent])
+def test_wrong_tangents_are_found(network: type[GaussianNetwork]) -> None:
+    with pytest.raises(TangentError):
+        verify_tangents(FlowMap(network(0.5)))
+    verify_tangents(FlowMap(GaussianNetwork(0.5)))
