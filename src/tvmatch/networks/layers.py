@@ -1,7 +1,8 @@
 """The layers of the semi-Lipschitz transformer: Linear, RMS normalisation, attention, MLP (paper, section 5).
 
-Each accepts plain and dual tensors. `Linear`, `rms_norm`, `gelu` and the attention operator write their tangents
-themselves, in fewer operations than PyTorch's forward-mode rules; everything else uses those rules.
+Each accepts plain and dual tensors. `Linear`, `rms_norm`, `gelu` and the attention operator compute their tangents
+themselves, with less memory than PyTorch's forward-mode rules; everything else uses those rules. Under torch.func
+transforms the norm and GELU use PyTorch's rules too.
 """
 
 import torch
@@ -10,29 +11,23 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from tvmatch.kernels.dual_attention import scaled_dot_product_attention
+from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
 
 def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """y = r x with r = 1 / sqrt(mean(x^2) + eps) over the last dimension; tangent r (tx - y mean(y tx)).
-
-    Unlike LayerNorm, Lipschitz away from zero.
-    """
+    """x / sqrt(mean(x^2) + eps) over the last dimension; unlike LayerNorm, Lipschitz away from zero."""
     primal, tangent = forward_ad.unpack_dual(x)
-    r = torch.rsqrt(primal.square().mean(dim=-1, keepdim=True) + eps)
-    y = primal * r
-    if tangent is None:
-        return y
-    along = (y * tangent).mean(dim=-1, keepdim=True)
-    return forward_ad.make_dual(y, r * torch.addcmul(tangent, y, along, value=-1))
+    if tangent is None or torch._C._are_functorch_transforms_active():
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    return forward_ad.make_dual(*rms_norm_pair(primal, tangent, eps))
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation (arXiv 1606.08415); tangent GELU'(x) tx, which is the kernel of its backward."""
+    """GELU in its tanh approximation (arXiv 1606.08415)."""
     primal, tangent = forward_ad.unpack_dual(x)
-    y = functional.gelu(primal, approximate="tanh")
-    if tangent is None:
-        return y
-    return forward_ad.make_dual(y, torch.ops.aten.gelu_backward(tangent, primal, approximate="tanh"))
+    if tangent is None or torch._C._are_functorch_transforms_active():
+        return functional.gelu(x, approximate="tanh")
+    return forward_ad.make_dual(*gelu_pair(primal, tangent))
 
 
 class RMSNorm(nn.Module):
