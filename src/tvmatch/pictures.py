@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tvmatch.files import replacing
+
 MARGIN = 2  # pixels between pictures, before enlargement
+LONGEST_NAME = 24  # characters of a row's name
 
 
 def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
@@ -33,6 +36,7 @@ def captioned(blocks: Sequence[tuple[str, np.ndarray]], row_names: Sequence[str]
     if len(heights) != 1:
         raise ValueError(f"blocks must have the same height, got {sorted(heights)}.")
     height, top, gap = heights.pop(), 44, 14
+    row_names = [_printable(name) for name in row_names]
     left = 12 + max((int(font.getlength(name)) for name in row_names), default=0)
     widths = [
         max(sheet.shape[1], max(int(font.getlength(line)) for line in caption.split("\n")) + 4)
@@ -54,7 +58,12 @@ def captioned(blocks: Sequence[tuple[str, np.ndarray]], row_names: Sequence[str]
 def save_png(picture: Image.Image | np.ndarray, path: Path) -> None:
     """Write a PNG whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as file:
+        image.save(file, format="PNG")
+
+
+def _printable(name: str) -> str:
+    """A name on one line of bounded length: folders, and so classes, may be called anything."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -7,9 +7,10 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tvmatch.cli.options import parse
+from tvmatch.cli.options import check_out, check_seed, parse, warn
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,27 @@ def command(arguments: list[str]) -> int:
     options = parse(
         EvaluateOptions, "evaluate", "Measure the samples of a trained run against its training data.", arguments
     )
+    from tvmatch.files import write_text
     from tvmatch.metrics.report import evaluate_run
     from tvmatch.training.loop import choose_device
     from tvmatch.training.trained import load_run
 
+    check_seed(options.seed)
+    out = options.out or options.run / "evaluation.json"
+    check_out(out, (".json",))
     trained = load_run(options.run, options.ema, choose_device(options.device))
+    for w in options.w:
+        warn("evaluate", trained.check_w(w))
     rows = evaluate_run(
         options.run, trained, options.nfe, options.w or (trained.w,), options.samples, options.seed, options.method
     )
-    out = options.out or options.run / "evaluation.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"checkpoint": str(trained.checkpoint), "ema": trained.ema, "rows": rows}, indent=1))
-    table = Table(title=f"{options.run}, step {trained.step}, {options.samples} samples")
+    write_text(out, json.dumps({"checkpoint": str(trained.checkpoint), "ema": trained.ema, "rows": rows}, indent=1))
+    table = Table(title=f"{escape(str(options.run))}, step {trained.step}, {options.samples} samples")
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
+    print(out)
     return 0

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(rest)
     except (ValueError, OSError) as error:
-        print(f"tvmatch {name}: {error}", file=sys.stderr)
+        _complain(name, error)
         return BAD_INPUT
     except RuntimeError as error:
         from tvmatch.networks.duals import TangentError
@@ -60,8 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, TangentError | TrainingError):
             raise
-        print(f"tvmatch {name}: {error}", file=sys.stderr)
+        _complain(name, error)
         return 1
     except KeyboardInterrupt:
         print(f"tvmatch {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _complain(command: str, error: Exception) -> None:
+    """One line on stderr, whatever the message holds."""
+    print(f"tvmatch {command}: {' '.join(str(error).splitlines())}", file=sys.stderr)

@@ -1,6 +1,8 @@
 """Options from frozen dataclasses, by tyro: one help text a field, and a hint for a misspelt option."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -20,3 +22,26 @@ def parse(
         args=list(arguments),
         **extra,
     )
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless `seed` fits the generator of the noise."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be 0 to 2^63 - 1, got {seed}.")
+
+
+def check_out(out: Path, suffixes: Sequence[str], folder: bool = False) -> None:
+    """Raise before any work is done if a result could not be written under the name `out`."""
+    choices = f"give a name that ends in {' or '.join(suffixes)}" + (", or a new folder" if folder else "")
+    if out.suffix not in suffixes and not (folder and out.suffix == ""):
+        raise ValueError(f"--out {out}: {choices}.")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder that exists; {choices}.")
+    if out.suffix == "" and out.exists():
+        raise ValueError(f"--out {out} exists; {choices}.")
+
+
+def warn(command: str, message: str | None) -> None:
+    """A line on stderr, if there is something to say."""
+    if message is not None:
+        print(f"tvmatch {command}: warning: {message}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """`tvmatch sample RUN`."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 import tyro
 
-from tvmatch.cli.options import parse
+from tvmatch.cli.options import check_out, check_seed, parse, warn
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,28 @@ def command(arguments: list[str]) -> int:
     """Draw samples and write them where asked."""
     options = parse(SampleOptions, "sample", "Draw pictures with a trained run.", arguments)
     from tvmatch.data.source import to_pictures
+    from tvmatch.files import replacing
     from tvmatch.pictures import enlarge, save_png, tile
     from tvmatch.sampling import draw
     from tvmatch.training.loop import choose_device
     from tvmatch.training.trained import load_run
 
-    if options.count < 1:
-        raise ValueError(f"count must be at least 1, got {options.count}.")
+    for name in ("count", "nfe", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
+    check_seed(options.seed)
     out = options.out or options.run / "samples.png"
+    check_out(out, (".png", ".npz"), folder=True)
     trained = load_run(options.run, options.ema, choose_device(options.device))
+    w = trained.w if options.w is None else options.w
+    warn("sample", trained.check_w(w))
     chosen = [trained.class_index(name) for name in options.classes]
     classes = chosen or list(range(trained.flow.network.num_classes)) or [-1]
     label = torch.tensor([classes[i % len(classes)] for i in range(options.count)])
     x = draw(
         trained.flow,
         label,
-        trained.w if options.w is None else options.w,
+        w,
         options.nfe,
         seed=options.seed,
         method=options.method or trained.method,
@@ -60,14 +68,28 @@ def command(arguments: list[str]) -> int:
         columns = len(classes) if 1 < len(classes) <= 20 else int(np.ceil(np.sqrt(options.count)))
         save_png(enlarge(tile(pictures, columns), 48, pictures.shape[1]), out)
     elif out.suffix == ".npz":
+        # without classes there are no labels: the file is again a data set that `tvmatch train --data` reads
+        arrays = {"images": pictures} | ({"labels": label.numpy()} if trained.flow.network.num_classes else {})
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out, images=pictures, labels=label.numpy())
-    elif out.suffix == "":
-        if out.exists():
-            raise ValueError(f"{out} exists; choose another --out.")
-        for index, picture in enumerate(pictures):
-            save_png(picture if picture.shape[-1] == 3 else picture[..., 0], out / f"{index:06d}.png")
+        with replacing(out) as file:
+            np.savez_compressed(file, **arrays)
     else:
-        raise ValueError(f"--out {out}: give a name that ends in .png or .npz, or a folder.")
+        save_folder(pictures, out)
     print(out)
     return 0
+
+
+def save_folder(pictures: np.ndarray, out: Path) -> None:
+    """One PNG a picture in a new folder, which appears when it is complete."""
+    from tvmatch.pictures import save_png
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        for index, picture in enumerate(pictures):
+            save_png(picture if picture.shape[-1] == 3 else picture[..., 0], temporary / f"{index:06d}.png")
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

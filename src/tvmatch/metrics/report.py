@@ -10,6 +10,7 @@ import torch
 from tvmatch.data.source import open_source, to_pictures
 from tvmatch.metrics.frechet import FeatureStatistics, frechet_distance
 from tvmatch.sampling import draw
+from tvmatch.training.checkpoint import read_header
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.trained import TrainedRun
 
@@ -32,10 +33,21 @@ def evaluate_run(
     """
     if samples < 2:
         raise ValueError(f"a Frechet distance needs at least 2 samples, got {samples}.")
+    if not calls or min(calls) < 1:  # before the first figure, which may take minutes
+        raise ValueError(f"nfe must be one number of network calls or more, each at least 1; got {list(calls)}.")
+    if not scales:
+        raise ValueError("no guidance scale w was given.")
+    for w in scales:
+        trained.check_w(w)
     config = read_config(run)
     source = open_source(config.data, config.image_size, config.strict)
     if source.shape != trained.flow.network.data_shape:
         raise ValueError(f"{config.data} now holds pictures {source.shape}; this run was trained on others.")
+    if source.fingerprint != read_header(trained.checkpoint)["data"]:
+        raise ValueError(
+            f"data {config.data!r} is not what {run} was trained on. Restore it; a relative path counts from the "
+            "folder in which the run was started."
+        )
     if int(np.prod(source.shape)) > LARGEST_DIMENSION:
         raise ValueError(f"pictures of {source.shape} are too large for a Frechet distance of pixel values.")
     real = _pixel_statistics(source.batch(np.arange(len(source))))

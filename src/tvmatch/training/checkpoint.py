@@ -7,7 +7,7 @@ in its header: format version, step, network configuration, parameterisation, an
 """
 
 import json
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tvmatch.files import replacing
+
 FORMAT = 1
 FOLDER = "checkpoints"
+NAME = re.compile(r"step_(\d+)\.safetensors")
+# What a header holds besides the format
+HEADER = ("step", "network", "scaled", "objective", "guidance", "class_names", "data")
 
 
 class CheckpointError(ValueError):
@@ -30,49 +35,47 @@ def checkpoint_path(run: Path, step: int) -> Path:
     return run / FOLDER / f"step_{step:08d}.safetensors"
 
 
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = NAME.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path} is not named like a checkpoint, step_00000300.safetensors.")
+    return int(match[1])
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first; half-written temporary files do not count."""
-    return sorted((run / FOLDER).glob("step_*.safetensors"))
+    """The run's checkpoints, oldest first; temporary files and files of other names do not count."""
+    return sorted((path for path in (run / FOLDER).glob("step_*") if NAME.fullmatch(path.name)), key=step_of)
+
+
+def last_checkpoint_text(run: Path) -> str:
+    """The sentence of an error message that says what is left."""
+    kept = list_checkpoints(run)
+    return f"The last good checkpoint is {kept[-1]}." if kept else "There is no earlier checkpoint."
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], keep: int) -> None:
     """Write a checkpoint whole or not at all, then delete all but the last `keep`.
 
-    The bytes go to a temporary file beside it and reach the disk before it takes its name, so a full disk or a kill
-    leaves the checkpoints that were there. Raises `CheckpointError` if the disk refuses.
+    The bytes reach the disk before they take the checkpoint's name, so a full disk or a kill leaves the checkpoints
+    that were there. Raises `CheckpointError` if the disk refuses.
     """
     metadata = {"tvmatch": json.dumps({"format": FORMAT, **header})}
     content = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, metadata=metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        for stale in path.parent.glob(".step_*.tmp"):  # of a killed save: it takes the room that this one needs
+            stale.unlink(missing_ok=True)
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = list_checkpoints(path.parent.parent)
-        last = f"The last good checkpoint is {kept[-1]}." if kept else "There is no earlier checkpoint."
         raise CheckpointError(
-            f"cannot save {path} ({len(content) / 2**20:.1f} MiB): {error.strerror or error}. {last} "
+            f"cannot save {path} ({len(content) / 2**20:.1f} MiB): {error.strerror or error}. "
+            f"{last_checkpoint_text(path.parent.parent)} "
             "Free some space or make the folder writable, then run the same command again to continue."
         ) from error
     for old in list_checkpoints(path.parent.parent)[:-keep]:
         old.unlink(missing_ok=True)
-    for stale in path.parent.glob(".step_*.tmp"):
-        stale.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable (POSIX: the entry belongs to the folder)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -102,18 +105,23 @@ def _open(path: Path) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}.") from error
     except (SafetensorError, OSError) as error:
+        others = [other.name for other in list_checkpoints(path.parent.parent) if other != path]
+        remedy = f"Delete it to go back to {others[-1]}" if others else "No other checkpoint is left"
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}). It was cut short, or is of another format "
-            "(a pickle, perhaps, which tvmatch never loads). Use an earlier checkpoint: "
-            f"{', '.join(p.name for p in list_checkpoints(path.parent.parent) if p != path) or 'none is left'}."
+            f"(a pickle, perhaps, which tvmatch never loads). {remedy}."
         ) from error
 
 
 def _header(file: Any, path: Path) -> dict[str, Any]:
     try:
         header = json.loads((file.metadata() or {})["tvmatch"])
-    except (KeyError, json.JSONDecodeError) as error:
+        version = header["format"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of tvmatch.") from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {header.get('format')}; this version of tvmatch reads {FORMAT}.")
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}; this version of tvmatch reads {FORMAT}.")
+    for name in HEADER:
+        if name not in header:
+            raise CheckpointError(f"the header of {path} lacks {name!r}; it was not written by tvmatch.")
     return header

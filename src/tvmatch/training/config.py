@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
     def __post_init__(self) -> None:
+        _check_types(self)
         parse_guidance(self.guidance)
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -60,7 +62,9 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "clip_gradient"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _require(math.isfinite(self.learning_rate), "learning_rate", self.learning_rate, "finite")
+        for name in ("learning_rate", "weight_decay"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
+        _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for name in ("beta1", "beta2", "target_ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
@@ -82,6 +86,40 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value}.")
 
 
+def _check_types(config: TrainConfig) -> None:
+    """Raise `ValueError` for a field of the wrong type: a YAML file or a Python caller may put anything there.
+    Whole numbers are accepted, and kept as floats, where a float is asked for."""
+    for name, hint in typing.get_type_hints(TrainConfig).items():
+        value = getattr(config, name)
+        if hint is float and _is_number(value):
+            object.__setattr__(config, name, float(value))
+        elif name == "evaluation_ema" and isinstance(value, tuple) and all(map(_is_number, value)):
+            object.__setattr__(config, name, tuple(map(float, value)))
+        elif name == "evaluation_ema":
+            raise ValueError(f"evaluation_ema must be a list of numbers, got {value!r}.")
+        elif typing.get_origin(hint) is Literal:
+            _require(value in typing.get_args(hint), name, repr(value), " or ".join(typing.get_args(hint)))
+        elif hint is float:
+            # YAML 1.1, which PyYAML reads, takes 1e-3 for text
+            example = " (in YAML write 1.0e-3, with the point)" if isinstance(value, str) else ""
+            raise ValueError(f"{name} must be a number{example}, got {value!r}.")
+        elif not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+            raise ValueError(f"{name} must be {KINDS[hint]}, got {value!r}.")
+
+
+KINDS = {
+    int: "a whole number",
+    int | None: "a whole number or null",
+    bool: "true or false",
+    str: "text (in YAML put it in quotes)",
+    Path: "a path",
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as YAML text."""
     values = dataclasses.asdict(config)
@@ -91,11 +129,11 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def from_yaml(text: str, source: str) -> TrainConfig:
-    """The configuration in YAML text; `ValueError` names `source` and every unknown or ill-typed key."""
+    """The configuration in YAML text; `ValueError` names `source` and the first unknown or ill-typed key."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {error}") from error
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source} holds no configuration.")
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -103,11 +141,11 @@ def from_yaml(text: str, source: str) -> TrainConfig:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             raise ValueError(f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else "."))
-    if "run" in values:
+    if isinstance(values.get("run"), str):
         values["run"] = Path(values["run"])
-    if "evaluation_ema" in values:
+    if isinstance(values.get("evaluation_ema"), list):
         values["evaluation_ema"] = tuple(values["evaluation_ema"])
     try:
         return TrainConfig(**values)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

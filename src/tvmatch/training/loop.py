@@ -27,15 +27,17 @@ from tvmatch.training.build import build_flow, build_objective
 from tvmatch.training.checkpoint import (
     CheckpointError,
     checkpoint_path,
+    last_checkpoint_text,
     read_checkpoint,
     read_header,
+    step_of,
     write_checkpoint,
 )
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.preview import draw_preview
 from tvmatch.training.progress import TrainingProgress
-from tvmatch.training.run_folder import MetricsFile, open_run
+from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
 from tvmatch.training.state import TrainingState, network_from_header, network_to_header
 
 
@@ -60,14 +62,23 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     `CheckpointError` or `ValueError` before training for what cannot work, `TrainingError` on a non-finite loss.
     """
     device = choose_device(config.device)
-    source = source if source is not None else open_source(config.data, config.image_size, config.strict)
     checkpoint_before = open_run(config)
+    source = source if source is not None else open_source(config.data, config.image_size, config.strict)
     state, header = prepare(config, source, device)
     if checkpoint_before is not None:
         resume(state, header, checkpoint_before, device)
     if isinstance(state.objective, TerminalVelocityMatching):
         verify_tangents(state.objective.flow)
-    return _Run(config, source, state, header, device, show).go()
+    # only now is anything written: an option that cannot work must not leave a folder that then refuses the right one
+    with claim_run(config):
+        try:
+            return _Run(config, source, state, header, device, show).go()
+        except OSError as error:
+            raise TrainingError(
+                f"step {state.step}: cannot write into {config.run}: {error.strerror or error}. "
+                f"{last_checkpoint_text(config.run)} "
+                "Free some space or make the folder writable, then run the same command again to continue."
+            ) from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -78,8 +89,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but PyTorch sees no GPU; use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no GPU {device.index}; PyTorch sees {torch.cuda.device_count()}, counted from 0.")
     return device
 
 
@@ -118,6 +133,8 @@ def resume(state: TrainingState, header: dict, path: Path, device: torch.device)
         raise CheckpointError(
             f"{path} was trained on other data than this command reads now. Restore the data, or choose another --run."
         )
+    if saved["step"] != step_of(path):
+        raise CheckpointError(f"{path} holds step {saved['step']}; give it back the name it was saved under.")
     state.load(read_checkpoint(path, device=device), saved["step"], str(path))
 
 
@@ -134,7 +151,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
     def note(number: int, frame: object) -> None:
         caught.append(signal.Signals(number))
-        signal.signal(number, earlier[number])
+        signal.signal(number, earlier[number] or signal.SIG_DFL)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -145,7 +162,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
         yield caught
     finally:
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not installed by Python
 
 
 class _Run:
@@ -169,13 +186,14 @@ class _Run:
         with (
             _signals() as caught,
             Prefetcher(self.source, stream, state.step, self.device, config.flip) as batches,
-            SummaryWriter(str(config.run / "tensorboard"), purge_step=state.step) as self.board,
+            # what was logged at this step lies before the checkpoint; what came after it is written again
+            SummaryWriter(str(config.run / "tensorboard"), purge_step=state.step + 1) as self.board,
             self.progress,
         ):
             if state.step:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
             while state.step < config.steps and not caught:
-                images, label = next(batches)
+                images, label = self.next_batch(batches)
                 self.step(to_unit_range(images), label)
                 figures = self.report() if state.step % config.log_every == 0 else None
                 self.progress.update(state.step, figures)
@@ -185,9 +203,19 @@ class _Run:
                     self.save()
             checkpoint = self.save()
         if caught:
-            self.progress.say(f"{caught[0].name}: saved {checkpoint}; the same command continues the run.")
+            then = "the same command continues the run" if state.step < config.steps else "the run is complete"
+            self.progress.say(f"{caught[0].name}: saved {checkpoint}; {then}.")
         speed = self.images / self.seconds if self.seconds else 0.0
         return TrainingResult(state.step, checkpoint, caught[0] if caught else None, speed)
+
+    def next_batch(self, batches: Prefetcher) -> tuple[Tensor, Tensor]:
+        """The batch of this step. A source that cannot be read is told apart from a disk that cannot be written."""
+        try:
+            return next(batches)
+        except OSError as error:
+            raise TrainingError(
+                f"step {self.state.step}: the data set cannot be read: {error}. {last_checkpoint_text(self.config.run)}"
+            ) from error
 
     def step(self, x0: Tensor, label: Tensor) -> None:
         """One training step: loss, gradient, weights, averages."""
@@ -237,8 +265,8 @@ class _Run:
         """A non-finite figure: stop before it reaches a checkpoint."""
         listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         raise TrainingError(
-            f"step {self.state.step}: a figure is not finite ({listed}). Nothing was saved since the last checkpoint, "
-            f"which lies in {self.config.run / 'checkpoints'}. Lower --learning-rate or --clip-gradient."
+            f"step {self.state.step}: a figure is not finite ({listed}). {last_checkpoint_text(self.config.run)} "
+            "Start another --run with a lower --learning-rate or --clip-gradient."
         )
 
     def preview(self) -> None:

@@ -5,7 +5,7 @@ from PIL import Image
 
 from tvmatch.data.source import to_pictures
 from tvmatch.flow_map import FlowMap
-from tvmatch.guidance import FixedGuidance, parse_guidance
+from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.pictures import captioned, enlarge, save_png, tile
 from tvmatch.sampling import euler, sample, seeded_noise
 from tvmatch.training.config import TrainConfig
@@ -13,10 +13,17 @@ from tvmatch.training.config import TrainConfig
 CLASSES, COLUMNS = 10, 6
 
 
-def default_w(guidance: str) -> float:
-    """The guidance scale to sample with where none is asked for: the fixed one, else 1.5."""
-    scheme = parse_guidance(guidance)
-    return scheme.w if isinstance(scheme, FixedGuidance) else 1.5
+def default_w(guidance: str, num_classes: int) -> float:
+    """The guidance scale to sample with where none is asked for: the fixed one, else the nearest to 1.5 in the range.
+    Without classes it is 1, the only one that such a network sees in training."""
+    if num_classes == 0:
+        return 1.0
+    match parse_guidance(guidance):
+        case FixedGuidance(w):
+            return w
+        case UniformGuidance(low, high):
+            return min(max(1.5, low), high)
+    return 1.5
 
 
 def draw_preview(flow: FlowMap, config: TrainConfig, class_names: tuple[str, ...], step: int) -> Image.Image:
@@ -27,9 +34,10 @@ def draw_preview(flow: FlowMap, config: TrainConfig, class_names: tuple[str, ...
     noise = seeded_noise(config.seed, range(len(label)), flow.network.data_shape)
     noise = noise.to(next(flow.parameters()).device)
     draw, counts = (euler, (4, 32)) if config.objective == "flow-matching" else (sample, (1, 2, 4))
+    w = default_w(config.guidance, flow.network.num_classes)
     blocks = []
     for steps in counts:
-        pictures = to_pictures(draw(flow, noise, label, default_w(config.guidance), steps)).cpu().numpy()
+        pictures = to_pictures(draw(flow, noise, label, w, steps)).cpu().numpy()
         caption = f"{steps} call{'s' if steps > 1 else ''}"
         blocks.append((caption, enlarge(tile(pictures, COLUMNS), 32, pictures.shape[1])))
     names = [class_names[c] if 0 <= c < len(class_names) else str(c) for c in classes if c >= 0]

@@ -18,7 +18,7 @@ class TrainingProgress:
         self.name, self.steps, self.start = name, steps, start
         self.enabled = enabled
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),  # a folder's name may hold brackets
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -55,4 +55,4 @@ class TrainingProgress:
     def say(self, message: str) -> None:
         """A line of its own."""
         if self.enabled:
-            self.console.print(message, highlight=False, soft_wrap=True)
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -3,13 +3,24 @@
 RUN/config.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/samples/  RUN/checkpoints/
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tvmatch.training.checkpoint import list_checkpoints
+from tvmatch.files import write_text
+from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+UNFINISHED = ".config.yaml.tmp"  # left by a start that was killed while it wrote config.yaml
 
 # What a continued run may change: how long it goes on, what it reports, where it runs
 MAY_CHANGE = frozenset(
@@ -22,20 +33,14 @@ class RunFolderError(ValueError):
 
 
 def open_run(config: TrainConfig) -> Path | None:
-    """Make the run's folder, or find the checkpoint from which the same command continues.
+    """Find the checkpoint from which the run in this folder continues; None for a fresh start. Nothing is written.
 
-    Returns that checkpoint, or None for a fresh start. `RunFolderError` if the folder holds something else, a run
-    with other options, or a run that is complete.
+    `RunFolderError` if the folder holds something else, a run with other options, or a run that is complete.
     """
     run = config.run
     if run.exists() and not run.is_dir():
         raise RunFolderError(f"{run} is a file; choose another --run.")
-    if not run.exists() or not any(run.iterdir()):
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            _write_config(config)
-        except OSError as error:
-            raise RunFolderError(f"cannot write into {run}: {error.strerror}; choose another --run.") from error
+    if not run.exists() or all(entry.name == UNFINISHED for entry in run.iterdir()):
         return None
     earlier = read_config(run)
     for field in dataclasses.fields(config):
@@ -49,16 +54,52 @@ def open_run(config: TrainConfig) -> Path | None:
             )
     checkpoints = list_checkpoints(run)
     if not checkpoints:
-        _write_config(config)
         return None
-    step = int(checkpoints[-1].stem.removeprefix("step_"))
+    step = step_of(checkpoints[-1])
     if step >= config.steps:
         raise RunFolderError(
             f"{run} already holds this run, complete with {step} steps. Choose another --run, or give --steps "
             f"above {step} to continue it."
         )
-    _write_config(config)
     return checkpoints[-1]
+
+
+@contextlib.contextmanager
+def claim_run(config: TrainConfig) -> Iterator[None]:
+    """Make the run's folder, keep other processes from training in it, and write its config.yaml.
+
+    `RunFolderError` if another process trains there, or the folder cannot be written. The lock is the system's, on the
+    folder itself: it ends with the process, however that ends.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            config.run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(config.run))
+            write_text(config.run / "config.yaml", to_yaml(config))
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write into {config.run}: {error.strerror or error}. Free some space or make it writable, or "
+                "choose another --run."
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(f"{folder}: another process trains in it; choose another --run.") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -67,14 +108,7 @@ def read_config(run: Path) -> TrainConfig:
     if not path.is_file():
         there = "is not a folder" if not run.is_dir() else "holds no config.yaml, so it is not a run of tvmatch"
         raise RunFolderError(f"{run} {there}; choose another folder.")
-    return from_yaml(path.read_text(), str(path))
-
-
-def _write_config(config: TrainConfig) -> None:
-    path = config.run / "config.yaml"
-    temporary = path.with_name(".config.yaml.tmp")
-    temporary.write_text(to_yaml(config))
-    temporary.replace(path)
+    return from_yaml(path.read_text("utf-8"), str(path))
 
 
 class MetricsFile:
@@ -83,11 +117,9 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line."""

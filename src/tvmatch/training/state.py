@@ -12,6 +12,8 @@ from tvmatch.objectives import Objective
 from tvmatch.training.checkpoint import CheckpointError
 from tvmatch.training.ema import EvaluationEma
 
+ADAMW_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for every parameter
+
 
 @dataclass
 class TrainingState:
@@ -29,36 +31,35 @@ class TrainingState:
         if self.objective.target is not None:
             named |= {f"target.{name}": value for name, value in self.objective.target.state_dict().items()}
         for decay, average in self.ema.flows.items():
-            named |= {f"ema.{decay:g}.{name}": value for name, value in average.state_dict().items()}
+            named |= {f"{ema_prefix(decay)}{name}": value for name, value in average.state_dict().items()}
         for name, parameter in self.objective.flow.named_parameters():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
         return named
 
     def load(self, tensors: dict[str, Tensor], step: int, source: str) -> None:
-        """Continue from a checkpoint's tensors. `CheckpointError` names what is missing, left over or misshapen."""
-        flow_parameters = dict(self.objective.flow.named_parameters())
-        slots: dict[str, dict[str, Tensor]] = {}
-        weights = dict(tensors)
-        for key in [key for key in weights if key.startswith("optimizer.")]:
-            _, slot, name = key.split(".", 2)
-            slots.setdefault(name, {})[slot] = weights.pop(key)
-        check_same_names(self._weights(), weights, source)
-        for key, parameter in self._weights().items():
-            parameter.copy_(weights[key])
-        if step > 0 and slots.keys() != flow_parameters.keys():
-            raise CheckpointError(f"{source} has optimiser state for other parameters than this network has.")
-        for name, parameter in flow_parameters.items():
-            if name in slots:
-                self.optimizer.state[parameter] = {
-                    # AdamW keeps its step count on the CPU
-                    slot: value.clone() if slot == "step" else value.to(parameter.device).clone()
-                    for slot, value in slots[name].items()
-                }
+        """Continue from a checkpoint's tensors. `CheckpointError` names what is missing, left over or misshapen, and
+        then nothing was loaded."""
+        weights = {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
+        slots = {
+            f"optimizer.{slot}.{name}": (parameter, slot)
+            for name, parameter in self.objective.flow.named_parameters()
+            for slot in (ADAMW_SLOTS if step > 0 else ())
+        }
+        shapes = {key: p.new_empty(()) if slot == "step" else p.detach() for key, (p, slot) in slots.items()}
+        check_same_names(weights | shapes, tensors, source)
+        for key, value in weights.items():
+            value.copy_(tensors[key])
+        self.optimizer.state.clear()
+        for key, (parameter, slot) in slots.items():
+            # AdamW(fused=True) keeps its step count beside the parameter, too
+            self.optimizer.state[parameter][slot] = tensors[key].to(parameter.device, copy=True)
         self.step = step
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
+
+def ema_prefix(decay: float) -> str:
+    """What the names of an average's tensors start with; the decay in full, as 0.9999999 is not 1."""
+    return f"ema.{float(decay)!r}."
 
 
 def check_same_names(ours: dict[str, Tensor], theirs: dict[str, Tensor], source: str) -> None:

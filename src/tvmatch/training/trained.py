@@ -1,5 +1,6 @@
 """A trained run, opened for sampling: its flow map with averaged weights, and what it was trained on."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,11 +8,12 @@ from typing import Literal
 import torch
 
 from tvmatch.flow_map import FlowMap
+from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.networks.presets import build_network
 from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, read_header, read_names
 from tvmatch.training.preview import default_w
 from tvmatch.training.run_folder import read_config
-from tvmatch.training.state import check_same_names, network_from_header
+from tvmatch.training.state import check_same_names, ema_prefix, network_from_header
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class TrainedRun:
     flow: FlowMap
     class_names: tuple[str, ...]
     objective: str
+    guidance: str  # how w was drawn in training
     w: float  # the guidance scale to use where none is asked for
     step: int
     checkpoint: Path
@@ -32,13 +35,36 @@ class TrainedRun:
         return "euler" if self.objective == "flow-matching" else "jump"
 
     def class_index(self, name: str) -> int:
-        """The index of a class given by name or number; `ValueError` says which classes there are."""
+        """The index of a class given by name, or by number unless there are names that are numbers themselves;
+        `ValueError` says which classes there are."""
         if name in self.class_names:
             return self.class_names.index(name)
-        if name.isdigit() and int(name) < self.flow.network.num_classes:
+        numbered = any(other.isdecimal() for other in self.class_names)
+        if name.isdecimal() and int(name) < self.flow.network.num_classes and not numbered:
             return int(name)
+        if not self.class_names:
+            raise ValueError(f"no class is called {name!r}: this run was trained without classes.")
+        near = difflib.get_close_matches(name, self.class_names, n=1)
         listed = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
-        raise ValueError(f"no class is called {name!r}; there are {listed or 'none (unconditional run)'}.")
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {listed}."
+        raise ValueError(f"no class is called {name!r}; {hint}")
+
+    def check_w(self, w: float) -> str | None:
+        """`ValueError` for a guidance scale that cannot work; a sentence of warning for one not seen in training."""
+        if not 0 < w < float("inf"):
+            raise ValueError(f"the guidance scale w must be positive and finite (1 is no guidance), got {w:g}.")
+        if self.flow.network.num_classes == 0:
+            if w != 1:
+                raise ValueError(f"this run was trained without classes, so w must be 1, got {w:g}.")
+            return None
+        match parse_guidance(self.guidance):
+            case FixedGuidance(trained):
+                seen = w == trained
+            case UniformGuidance(low, high):
+                seen = low <= w <= high
+            case _:
+                seen = w >= 1
+        return None if seen else f"w={w:g} was not seen in training (--guidance {self.guidance}); expect poor samples."
 
 
 def load_run(run: Path, ema: float | None = None, device: str | torch.device = "cpu") -> TrainedRun:
@@ -53,19 +79,22 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
     path = checkpoints[-1]
     header = read_header(path)
     decays = sorted({float(name.removeprefix("ema.").split(".network.")[0]) for name in read_names(path, "ema.")})
+    if not decays:
+        raise CheckpointError(f"{path} holds no averaged weights; it was not written by tvmatch.")
     if ema is None:
         ema = decays[-1]
     if ema not in decays:
-        raise ValueError(f"{path} keeps averages of decay {', '.join(f'{d:g}' for d in decays)}, not {ema:g}.")
+        raise ValueError(f"{path} keeps averages of decay {', '.join(map(str, decays))}, not {ema}.")
     flow = FlowMap(build_network(network_from_header(header.get("network"), str(path))), scaled=header["scaled"])
-    tensors = read_checkpoint(path, f"ema.{ema:g}.")
+    tensors = read_checkpoint(path, ema_prefix(ema))
     check_same_names(flow.state_dict(), tensors, str(path))
     flow.load_state_dict(tensors)
     return TrainedRun(
         flow=flow.to(device).requires_grad_(False).eval(),
         class_names=tuple(header["class_names"]),
         objective=header["objective"],
-        w=default_w(header["guidance"]),
+        guidance=header["guidance"],
+        w=default_w(header["guidance"], flow.network.num_classes),
         step=header["step"],
         checkpoint=path,
         ema=ema,

@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that takes the name `path` at the end of the block.
+
+    The bytes go to `.NAME.tmp` beside it and reach the disk first. On any error, an interrupt included, that file is
+    removed and what `path` held before stays. A kill may leave it; the next writer of `path` starts it anew.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a read-only disk refuses this too; the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+    if os.name != "nt":  # make the new name durable: on POSIX it belongs to the folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,60 @@
+"""What the tests of training and of the command line share: runs that take a second."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tvmatch.networks.presets import NETWORKS, Size
+from tvmatch.training.checkpoint import list_checkpoints
+from tvmatch.training.config import TrainConfig
+
+TINY = "DiT-Test/4"
+OPTIONS: dict[str, Any] = {
+    "network": TINY,
+    "steps": 6,
+    "batch_size": 4,
+    "warmup_steps": 3,
+    "evaluation_ema": (0.5, 0.9),
+    "log_every": 1,
+    "sample_every": 0,
+    "checkpoint_every": 2,
+    "device": "cpu",
+}
+
+
+def register_tiny() -> None:
+    """A network of a few thousand weights under the name TINY."""
+    NETWORKS[TINY] = (Size(hidden_size=16, depth=1, num_heads=2), 4)
+
+
+def tiny_config(run: Path, **changes: Any) -> TrainConfig:
+    """A run of six steps on the digits."""
+    return TrainConfig(run=run, **(OPTIONS | changes))
+
+
+def tiny_command(run: Path, **changes: Any) -> list[str]:
+    """The same as arguments of `tvmatch`."""
+    arguments = ["train", "--run", str(run)]
+    for name, value in (OPTIONS | changes).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return arguments
+
+
+def last_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Everything in the run's last checkpoint."""
+    return load_file(list_checkpoints(run)[-1])
+
+
+def assert_same_bits(first: Path, second: Path) -> None:
+    """The last checkpoints of two runs hold the same names and the same bits."""
+    ours, theirs = last_tensors(first), last_tensors(second)
+    assert list_checkpoints(first)[-1].name == list_checkpoints(second)[-1].name
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, f"{len(different)} of {len(ours)} tensors differ, first {different[0]}"

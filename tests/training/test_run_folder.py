@@ -1,0 +1,159 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.training.support import tiny_config
+from tvmatch.training.checkpoint import checkpoint_path
+from tvmatch.training.run_folder import MAY_CHANGE, MetricsFile, RunFolderError, claim_run, open_run, read_config
+
+
+def make_run(run: Path, step: int | None = None, **changes) -> None:
+    """A run folder as training leaves it, with a checkpoint of `step` in name only."""
+    with claim_run(tiny_config(run, **changes)):
+        pass
+    if step is not None:
+        path = checkpoint_path(run, step)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize("name", ["new", "deep/er/new", "with space", "v1.5", "[bold] ü"])
+def test_a_fresh_folder(tmp_path: Path, name: str) -> None:
+    config = tiny_config(tmp_path / name)
+    assert open_run(config) is None
+    assert not config.run.exists()  # asking writes nothing
+    with claim_run(config):
+        assert read_config(config.run) == config
+    assert [path.name for path in config.run.iterdir()] == ["config.yaml"]
+    assert open_run(config) is None  # started, but nothing was learned yet
+
+
+def test_an_empty_folder_and_one_whose_start_was_killed(tmp_path: Path) -> None:
+    assert open_run(tiny_config(tmp_path)) is None
+    (tmp_path / ".config.yaml.tmp").write_text("steps: 1")
+    assert open_run(tiny_config(tmp_path)) is None
+    make_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_file_or_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"file is a file; choose another --run"):
+        open_run(tiny_config(tmp_path / "file"))
+    with pytest.raises(RunFolderError, match=r"holds no config\.yaml, so it is not a run of tvmatch"):
+        open_run(tiny_config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(RunFolderError, match="cannot write into .*Not a directory"),
+        claim_run(tiny_config(tmp_path / "file" / "run")),
+    ):
+        pass
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RunFolderError, match=r"cannot write into .*new: No space left on device\. Free some space"):
+            make_run(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    make_run(tmp_path / "new")  # the same command again, with space
+
+
+def test_continues_from_the_last_checkpoint(tmp_path: Path) -> None:
+    make_run(tmp_path, step=2)
+    make_run(tmp_path, step=4)
+    assert open_run(tiny_config(tmp_path)) == checkpoint_path(tmp_path, 4)
+
+
+def test_a_complete_run_needs_more_steps(tmp_path: Path) -> None:
+    make_run(tmp_path, step=6)
+    with pytest.raises(RunFolderError, match=r"complete with 6 steps\. Choose another --run, or give --steps above 6"):
+        open_run(tiny_config(tmp_path, steps=6))
+    assert open_run(tiny_config(tmp_path, steps=7)) == checkpoint_path(tmp_path, 6)
+    assert read_config(tmp_path).steps == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.5),
+        ("seed", 3),
+        ("objective", "flow-matching"),
+        ("data", "x.npz"),
+        ("evaluation_ema", (0.5,)),
+    ],
+)
+def test_other_options_are_named(tmp_path: Path, name: str, value: object) -> None:
+    make_run(tmp_path, step=4)
+    with pytest.raises(RunFolderError, match=rf"already holds a run with {name}=.*, and this command says"):
+        open_run(tiny_config(tmp_path, **{name: value}))
+
+
+def test_what_may_change(tmp_path: Path) -> None:
+    make_run(tmp_path, step=4)
+    other = {
+        "steps": 50,
+        "log_every": 7,
+        "sample_every": 3,
+        "checkpoint_every": 9,
+        "keep_checkpoints": 4,
+        "device": "auto",
+        "strict": True,
+    }
+    assert other.keys() | {"run"} == MAY_CHANGE
+    assert open_run(tiny_config(tmp_path, **other)) == checkpoint_path(tmp_path, 4)
+
+
+def test_a_moved_run_is_still_itself(tmp_path: Path) -> None:
+    make_run(tmp_path / "old", step=4)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert open_run(tiny_config(tmp_path / "new")) == checkpoint_path(tmp_path / "new", 4)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    with claim_run(config):
+        with pytest.raises(RunFolderError, match="another process trains in it"), claim_run(tiny_config(config.run)):
+            pass
+        assert read_config(config.run) == config
+    with claim_run(config):  # the claim ended with its block
+        pass
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("stepz: 4")
+    with pytest.raises(ValueError, match=r"config\.yaml: unknown key 'stepz'; did you mean steps"):
+        open_run(tiny_config(tmp_path))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_after_the_checkpoint_are_dropped_and_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    for step in (2, 4, 6):
+        metrics.write({"step": step, "loss": 1 / step})
+    metrics = MetricsFile(path, 4)
+    assert [line["step"] for line in lines(path)] == [2, 4]
+    metrics.write({"step": 6, "loss": 0.5})
+    assert lines(path)[-1] == {"step": 6, "loss": 0.5}
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "half", ['{"step": 4, "lo', "\x00\x00\x00", "7", '{"loss": 1}', '"', b"\xff\xfe".decode("latin1")]
+)
+def test_a_half_line_is_dropped(tmp_path: Path, half: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 2}\n' + half.encode("latin1"))
+    MetricsFile(path, 9).write({"step": 10})
+    assert lines(path) == [{"step": 2}, {"step": 10}]
