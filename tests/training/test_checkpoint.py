@@ -197,7 +197,7 @@ def test_a_renamed_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     for protocol in (0, pickle.HIGHEST_PROTOCOL):
         path.write_bytes(pickle.dumps(Payload(trace), protocol=protocol))
         for read in (read_header, read_checkpoint, read_names):
-            with pytest.raises(CheckpointError, match="not a whole safetensors file.*a pickle, perhaps"):
+            with pytest.raises(CheckpointError, match=r"not a whole safetensors file.*a pickle, perhaps"):
                 read(path)
     torch.save({"flow.a": Payload(trace)}, path)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):

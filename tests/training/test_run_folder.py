@@ -50,7 +50,7 @@ def test_a_file_or_a_foreign_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("mine")
     with (
-        pytest.raises(RunFolderError, match="cannot write into .*Not a directory"),
+        pytest.raises(RunFolderError, match=r"cannot write into .*Not a directory"),
         claim_run(tiny_config(tmp_path / "file" / "run")),
     ):
         pass

@@ -1,0 +1,497 @@
+"""Whole runs: kill and continue to the same bits, end on signals, lose nothing to a bad disk or a bad number."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.support import assert_same_bits, last_tensors, tiny_command, tiny_config
+from tests.training.test_checkpoint import small_disk
+from tvmatch.cli import main
+from tvmatch.data.arrays import source_from_arrays
+from tvmatch.data.source import DataError
+from tvmatch.networks.duals import TangentError
+from tvmatch.objectives import StepLoss
+from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_header
+from tvmatch.training.config import TrainConfig
+from tvmatch.training.loop import TrainingError, choose_device, step_seed, train
+from tvmatch.training.run_folder import MetricsFile, RunFolderError, read_config
+from tvmatch.training.trained import load_run
+
+PROGRAM = (
+    "from tests.training.support import register_tiny; register_tiny(); from tvmatch.cli import main; exit(main())"
+)
+
+
+def run(config: TrainConfig, **keywords) -> None:
+    train(config, show=False, **keywords)
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without the clock's share."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    """`tvmatch` in a process of its own, which knows the tiny network."""
+    # a shell may have started the tests in the background, with SIGINT ignored, and children inherit that
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_until_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Return once the metrics of `step` are written; fail if the process ends before."""
+    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or f'"step": {step},' not in path.read_text():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# Steps long enough that the kill comes in mid-run: some milliseconds each
+LONG = {"steps": 60, "batch_size": 16, "checkpoint_every": 10, "log_every": 2, "flip": True, "guidance": "1:3"}
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, number: signal.Signals) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed run"
+    assert main(tiny_command(undisturbed, **LONG)) == 0
+    process = start(tiny_command(killed, **LONG))
+    wait_until_step(process, killed, 24)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    stopped = read_header(list_checkpoints(killed)[-1])["step"]
+    if number == signal.SIGKILL:
+        assert stopped in (20, 30, 40, 50)  # the last one it had saved
+    else:
+        assert 24 <= stopped < LONG["steps"]
+        assert f"{number.name}: saved {list_checkpoints(killed)[-1]}; the same command continues the run." in errors
+    assert main(tiny_command(killed, **LONG)) == 0
+
+    assert_same_bits(undisturbed, killed)
+    if number == signal.SIGKILL:  # each logged step once, with equal values
+        assert metrics(killed) == metrics(undisturbed)
+    steps = [line["step"] for line in metrics(killed)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching"])
+def test_a_signal_ends_with_a_checkpoint_and_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, objective: str
+) -> None:
+    """The same in this process, where the signal comes at a known step."""
+    write = MetricsFile.write
+
+    def write_and_signal(self: MetricsFile, values: dict) -> None:
+        write(self, values)
+        if values["step"] == 3:
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    command = tiny_command(tmp_path / "stopped", objective=objective)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "write", write_and_signal)
+        assert main(command) == 128 + number
+    assert list_checkpoints(tmp_path / "stopped")[-1].name == "step_00000003.safetensors"
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert main(command) == 0
+    assert main(tiny_command(tmp_path / "whole", objective=objective)) == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+
+
+def test_a_second_interrupt_ends_at_once_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    fsync = os.fsync
+
+    def slow_disk(descriptor: int) -> None:
+        """Two Ctrl-C while the checkpoint of step 4 is written."""
+        if list_checkpoints(tmp_path / "run"):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        fsync(descriptor)
+
+    command = tiny_command(tmp_path / "run")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", slow_disk)
+            # after the first save; its own second fsync, of the folder, is the first to see a checkpoint
+            assert main(command) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.splitlines()[-1] == "tvmatch train: interrupted"
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
+    assert main(command) == 0
+
+
+def test_more_steps_continue_a_complete_run(tmp_path: Path) -> None:
+    run(tiny_config(tmp_path / "long", steps=9, sample_every=3))
+    run(tiny_config(tmp_path / "short", steps=5))
+    run(tiny_config(tmp_path / "short", steps=9, keep_checkpoints=1))
+    assert_same_bits(tmp_path / "long", tmp_path / "short")
+    assert read_config(tmp_path / "short").steps == 9
+    assert len(list_checkpoints(tmp_path / "short")) == 1
+    with pytest.raises(RunFolderError, match="complete with 9 steps"):
+        run(tiny_config(tmp_path / "short", steps=9))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_flips_repeat_under_resume_and_matter(tmp_path: Path, flip: bool) -> None:
+    run(tiny_config(tmp_path / "whole", flip=flip))
+    run(tiny_config(tmp_path / "parts", flip=flip, steps=3))
+    run(tiny_config(tmp_path / "parts", flip=flip))
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    run(tiny_config(tmp_path / "other", flip=not flip))
+    with pytest.raises(AssertionError, match="differ"):
+        assert_same_bits(tmp_path / "whole", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1),
+        ("guidance", "inverse"),
+        ("scaled", False),
+        ("weighted", False),
+        ("detach_jvp", True),
+        ("jumps", "uniform"),
+        ("label_dropout", 1.0),
+        ("learning_rate", 2e-3),
+        ("warmup_steps", 0),
+        ("beta1", 0.5),
+        ("beta2", 0.5),
+        ("weight_decay", 0.5),
+        ("clip_gradient", 1e-3),
+        ("target_ema", 0.5),
+    ],
+)
+def test_every_option_of_the_method_reaches_the_training(tmp_path: Path, name: str, value: object) -> None:
+    """An option that is read and then dropped would be wrong without a word."""
+    run(tiny_config(tmp_path / "default", steps=5))
+    run(tiny_config(tmp_path / "changed", steps=5, **{name: value}))
+    default, changed = last_tensors(tmp_path / "default"), last_tensors(tmp_path / "changed")
+    assert any(not torch.equal(changed[key], value) for key, value in default.items() if key.startswith("flow."))
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", sample_every=3, learning_rate=1e-4)
+    result = train(config, show=False)
+    assert (result.step, result.signal) == (6, None)
+    assert result.checkpoint == list_checkpoints(config.run)[-1]
+    assert result.images_per_second > 0
+    assert sorted(path.name for path in config.run.iterdir()) == [
+        *("checkpoints", "config.yaml", "metrics.jsonl", "samples", "tensorboard")
+    ]
+    assert read_config(config.run) == config
+    assert yaml.safe_load((config.run / "config.yaml").read_text())["learning_rate"] == 1e-4
+    assert [path.name for path in list_checkpoints(config.run)] == [f"step_{s:08d}.safetensors" for s in (4, 6)]
+    assert [line["step"] for line in metrics(config.run)] == [1, 2, 3, 4, 5, 6]
+    assert set(metrics(config.run)[0]) == {"step", "loss", "terminal", "boundary", "gradient_norm"}
+    assert sorted(path.name for path in (config.run / "samples").iterdir()) == [
+        *("step_00000003.png", "step_00000006.png")
+    ]
+    header = read_header(result.checkpoint)
+    assert (header["step"], header["class_names"]) == (6, [str(digit) for digit in range(10)])
+
+
+def test_tensorboard_keeps_every_point_over_a_resume(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", steps=4)
+    run(config)
+    run(dataclasses.replace(config, steps=6))
+    events = EventAccumulator(str(config.run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    losses = [line["loss"] for line in metrics(config.run)]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+
+
+def test_metrics_are_means_over_the_steps_since_the_last_line(tmp_path: Path) -> None:
+    run(tiny_config(tmp_path / "each", checkpoint_every=6))
+    run(tiny_config(tmp_path / "pairs", log_every=2, checkpoint_every=6))
+    each = [line["loss"] for line in metrics(tmp_path / "each")]
+    pairs = metrics(tmp_path / "pairs")
+    assert [line["step"] for line in pairs] == [2, 4, 6]
+    assert [line["loss"] for line in pairs] == pytest.approx([sum(each[k : k + 2]) / 2 for k in (0, 2, 4)])
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    run(tiny_config(tmp_path / "run", steps=60, batch_size=64, learning_rate=1e-2, log_every=10, checkpoint_every=60))
+    losses = [line["loss"] for line in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def pictures(count: int = 12, side: int = 8, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+
+
+@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching"])
+def test_without_classes(tmp_path: Path, objective: str) -> None:
+    """Labels are all -1; the network sees w = 1 only, so that is what it is sampled with."""
+    config = tiny_config(tmp_path / "run", objective=objective, sample_every=6)
+    run(config, source=source_from_arrays(pictures()))
+    trained = load_run(config.run)
+    assert trained.class_names == ()
+    assert trained.w == 1.0
+    assert main(["sample", str(config.run), "--count", "3", "--out", str(tmp_path / "x.npz")]) == 0
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays.files == ["images"]
+        assert arrays["images"].shape == (3, 8, 8, 3)
+    assert (config.run / "samples" / "step_00000006.png").is_file()
+
+
+def test_npz_data_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = tmp_path / "my data.npz"
+    np.savez(data, images=pictures(), labels=np.arange(12) % 2, class_names=np.array(["cat [a]", "猫\n"]))
+    command = tiny_command(tmp_path / "run", data=str(data), sample_every=6)
+    assert main(command) == 0
+    assert main(["sample", str(tmp_path / "run"), "--class", "cat [a]", "--count", "2"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--nfe", "1", "--samples", "8"]) == 0
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"][0].keys() == {"nfe", "w", "frechet"}
+
+
+def test_a_folder_of_pictures_end_to_end(tmp_path: Path) -> None:
+    for index, picture in enumerate(pictures(8, side=12)):
+        path = tmp_path / "data" / ("ant", "bee")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    command = tiny_command(tmp_path / "run", data=str(tmp_path / "data"), image_size=8, flip=True)
+    assert main(command) == 0
+    trained = load_run(tmp_path / "run")
+    assert trained.class_names == ("ant", "bee")
+    assert trained.flow.network.data_shape == (3, 8, 8)
+
+
+def test_resume_refuses_other_data(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", steps=2)
+    run(config, source=source_from_arrays(pictures()))
+    before = last_tensors(config.run)
+    changed = pictures()
+    changed[0, 0, 0, 0] ^= 1
+    with pytest.raises(CheckpointError, match="was trained on other data than this command reads now"):
+        run(dataclasses.replace(config, steps=4), source=source_from_arrays(changed))
+    assert read_config(config.run).steps == 2  # nothing was touched
+    assert all(torch.equal(value, before[name]) for name, value in last_tensors(config.run).items())
+    run(dataclasses.replace(config, steps=4), source=source_from_arrays(pictures()))
+
+
+def test_resume_refuses_another_architecture_and_a_renamed_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", steps=2)
+    run(config, source=source_from_arrays(pictures()))
+    with pytest.raises(CheckpointError, match="is of another architecture"):
+        run(dataclasses.replace(config, steps=4), source=source_from_arrays(pictures(channels=1)))
+    path = list_checkpoints(config.run)[-1]
+    path.rename(path.with_name("step_00000003.safetensors"))
+    with pytest.raises(CheckpointError, match="holds step 2; give it back the name"):
+        run(dataclasses.replace(config, steps=4), source=source_from_arrays(pictures()))
+
+
+def test_a_broken_last_checkpoint_names_the_one_before(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    run(config)
+    first, last = list_checkpoints(config.run)
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=f"Delete it to go back to {first.name}"):
+        run(dataclasses.replace(config, steps=8))
+    last.unlink()
+    run(dataclasses.replace(config, steps=8))
+    run(tiny_config(tmp_path / "whole", steps=8))
+    assert_same_bits(config.run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, value: float
+) -> None:
+    from tvmatch.objectives import TerminalVelocityMatching
+
+    forward, calls = TerminalVelocityMatching.forward, []
+
+    def failing(self: TerminalVelocityMatching, x0: torch.Tensor, label: torch.Tensor) -> StepLoss:
+        calls.append(1)
+        loss = forward(self, x0, label)
+        return loss._replace(loss=loss.loss * value) if len(calls) == 4 else loss
+
+    command = tiny_command(tmp_path / "run", log_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(TerminalVelocityMatching, "forward", failing)
+        assert main(command) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("tvmatch train: step 3: a figure is not finite (loss ")
+    assert "step_00000002.safetensors" in message
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step_00000002.safetensors"]
+    assert all(bool(value.isfinite().all()) for value in last_tensors(tmp_path / "run").values())
+    assert main(command) == 0  # a passing fault: the run goes on from there
+
+
+def test_from_a_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    handler, results = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(target=lambda: results.append(train(tiny_config(tmp_path / "run"), show=False)))
+    thread.start()
+    thread.join(60)
+    assert results[0].step == 6
+    assert signal.getsignal(signal.SIGINT) is handler
+    run(tiny_config(tmp_path / "main thread"))
+    assert_same_bits(tmp_path / "run", tmp_path / "main thread")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"network": "DiT-Digitz/4"}, ValueError, "no network is called 'DiT-Digitz/4'; did you mean DiT-Digits/4"),
+        ({"network": "DiT-Digits/8", "image_size": 12}, ValueError, "image_size=12 is not a multiple of patch_size=8"),
+        ({"data": "digitz"}, DataError, "did you mean `digits`"),
+        ({"device": "gpu"}, ValueError, "device must be auto, cpu or cuda, got 'gpu'"),
+        ({"device": "meta"}, ValueError, "device must be auto, cpu or cuda, got 'meta'"),
+        ({"objective": "flow-matching", "detach_jvp": True}, ValueError, "flow-matching has no option detach_jvp"),
+        ({"objective": "flow-matching", "jumps": "uniform"}, ValueError, "flow-matching has no option jumps"),
+    ],
+)
+def test_what_cannot_work_leaves_no_folder_that_refuses_the_right_command(
+    tmp_path: Path, changes: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(tiny_config(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_tangent_is_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvmatch.networks.dit import Block
+
+    body = Block.body
+    monkeypatch.setattr(Block, "body", lambda self, x, c: body(self, x, c * 1.0 + (c.detach() * 0)))
+    run(tiny_config(tmp_path / "harmless"))
+    monkeypatch.setattr("tvmatch.networks.probe.STEP", 50.0)  # differences that no longer approximate the derivative
+    with pytest.raises(TangentError, match="differs from finite differences"):
+        run(tiny_config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="device cuda was asked for, but PyTorch sees no GPU; use --device cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+def test_step_seeds_differ() -> None:
+    seeds = {step_seed(seed, step, rank) for seed in (0, 1, 2) for step in range(50) for rank in (0, 1)}
+    assert len(seeds) == 300
+    assert step_seed(0, 0) == step_seed(0, 0, 0)
+
+
+def free_space(folder: Path) -> int:
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
+
+
+def test_training_on_a_disk_that_fills_up(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        folder = disk / "run"
+        assert main(tiny_command(folder, steps=2)) == 0
+        size = list_checkpoints(folder)[-1].stat().st_size
+        filler = disk / "filler"
+        filler.write_bytes(bytes(free_space(disk) - size // 2))
+        capsys.readouterr()
+        assert main(tiny_command(folder)) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"tvmatch train: cannot save {folder}/checkpoints/step_00000004.safetensors (")
+        assert "No space left on device. The last good checkpoint is " in error
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
+        assert main(["sample", str(folder), "--count", "2", "--out", str(tmp_path / "x.png")]) == 0
+
+        with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # not one byte left
+            while True:
+                file.write(bytes(4096))
+        for arguments in (tiny_command(folder), ["sample", str(folder)], tiny_command(disk / "new")):
+            assert main(arguments) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert "No space left on device" in error
+        filler.unlink()
+        assert main(tiny_command(folder)) == 0
+        run(tiny_config(tmp_path / "whole"))
+        assert_same_bits(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("what", ["metrics.jsonl", "samples"])
+def test_a_disk_that_fills_up_under_metrics_or_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, what: str
+) -> None:
+    real = open
+
+    def full(path: object, *arguments: object, **keywords: object) -> object:
+        mode = arguments[0] if arguments else "r"
+        late = what == "samples" or "a" in str(mode)
+        if late and what in str(path) and list_checkpoints(tmp_path / "run"):
+            raise OSError(28, "No space left on device")
+        return real(path, *arguments, **keywords)
+
+    command = tiny_command(tmp_path / "run", sample_every=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        assert main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("tvmatch train: step 3: cannot write into ")
+    assert "No space left on device. The last good checkpoint is " in error
+    assert "run the same command again" in error
+    assert main(command) == 0
+    run(tiny_config(tmp_path / "whole"))
+    assert_same_bits(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_disk_that_becomes_read_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        assert main(tiny_command(disk / "run", steps=2)) == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for arguments in (tiny_command(disk / "run"), ["sample", str(disk / "run")], tiny_command(disk / "new")):
+            assert main(arguments) == 2
+            assert "Read-only file system" in capsys.readouterr().err.splitlines()[-1]
+        assert main(["sample", str(disk / "run"), "--out", str(tmp_path / "x.png")]) == 0
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert main(tiny_command(disk / "run")) == 0
+
+
+def test_a_source_that_fails_is_told_apart_from_a_disk(tmp_path: Path) -> None:
+    source = source_from_arrays(pictures())
+
+    class Failing:
+        shape, labels, class_names = source.shape, source.labels, source.class_names
+        num_classes, fingerprint = 0, source.fingerprint
+
+        def __len__(self) -> int:
+            return len(source)
+
+        def batch(self, indices: np.ndarray) -> np.ndarray:
+            raise OSError(5, "Input/output error", "picture.png")
+
+    with pytest.raises(TrainingError, match=r"step 0: the data set cannot be read: .*picture\.png"):
+        run(tiny_config(tmp_path / "run"), source=Failing())
