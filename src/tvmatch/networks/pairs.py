@@ -2,14 +2,15 @@
 
 PyTorch's forward-mode rules give the same numbers, but their backward keeps every intermediate of the tangent and, for
 GELU, makes a dozen temporaries of the widest tensors. These two functions are what keeps a JVP step at about twice the
-memory of a plain one (benchmarks/jvp_memory.py). Under torch.compile their arithmetic is fused like any other.
+memory of a plain one (benchmarks/jvp_memory.py). Under torch.compile their arithmetic is fused like any other. Their
+backward is made of differentiable operations, so that derivatives of any order come out right.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715  # GELU's tanh approximation: x/2 (1 + tanh(SLOPE (x + CUBIC x^3)))
@@ -36,7 +37,6 @@ class _GeluPair(torch.autograd.Function):
         return functional.gelu(x, approximate="tanh"), _gelu_slope(tx, x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor]:
         x, tx = ctx.saved_tensors
         return _gelu_slope(gy, x) + gty * tx * gelu_curvature(x), _gelu_slope(gty, x)
@@ -65,7 +65,6 @@ class _RmsNormPair(torch.autograd.Function):
         return y, r * torch.addcmul(tx, y, m, value=-1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor, None]:
         x, tx, r, m = ctx.saved_tensors
         y = x * r
