@@ -58,21 +58,27 @@ class _RmsNormPair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        r = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
-        y = x * r
-        m = (y * tx).mean(dim=-1, keepdim=True)
-        ctx.save_for_backward(x, tx, r, m)
+        ctx.save_for_backward(x, tx)
+        ctx.eps = eps
+        r, y, m = _rms_parts(x, tx, eps)
         return y, r * torch.addcmul(tx, y, m, value=-1)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, tx, r, m = ctx.saved_tensors
-        y = x * r
+        x, tx = ctx.saved_tensors
+        r, y, m = _rms_parts(x, tx, ctx.eps)  # computed again: a saved intermediate would be a constant to autograd
         q = (gty * y).mean(dim=-1, keepdim=True)
         p = (gty * tx).mean(dim=-1, keepdim=True)
         g = gy - (r * m) * gty - (r * q) * tx
         along = (g * y).mean(dim=-1, keepdim=True) + r * (p - m * q)
         return r * torch.addcmul(g, y, along, value=-1), r * torch.addcmul(gty, y, q, value=-1), None
+
+
+def _rms_parts(x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """r, y = r x and m = mean(y tx)."""
+    r = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    y = x * r
+    return r, y, (y * tx).mean(dim=-1, keepdim=True)
 
 
 def gelu_pair(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
