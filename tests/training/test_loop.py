@@ -46,6 +46,10 @@ def metrics(folder: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
+def pictures(count: int = 12, side: int = 8, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+
+
 def start(arguments: list[str]) -> subprocess.Popen:
     """`tvmatch` in a process of its own, which knows the tiny network."""
     # a shell may have started the tests in the background, with SIGINT ignored, and children inherit that
@@ -67,8 +71,8 @@ def wait_until_step(process: subprocess.Popen, folder: Path, step: int) -> None:
         time.sleep(0.002)
 
 
-# Steps long enough that the kill comes in mid-run: some milliseconds each
-LONG = {"steps": 60, "batch_size": 16, "checkpoint_every": 10, "log_every": 2, "flip": True, "guidance": "1:3"}
+# Steps enough that the kill comes in mid-run
+LONG = {"steps": 36, "batch_size": 16, "checkpoint_every": 6, "log_every": 2, "flip": True, "guidance": "1:3"}
 
 
 @pytest.mark.parametrize(
@@ -81,20 +85,22 @@ LONG = {"steps": 60, "batch_size": 16, "checkpoint_every": 10, "log_every": 2, "
 )
 def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, number: signal.Signals) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed run"
-    assert main(tiny_command(undisturbed, **LONG)) == 0
-    process = start(tiny_command(killed, **LONG))
-    wait_until_step(process, killed, 24)
+    np.savez(tmp_path / "data.npz", images=pictures(), labels=np.arange(12) % 3)
+    options = LONG | {"data": str(tmp_path / "data.npz")}
+    assert main(tiny_command(undisturbed, **options)) == 0
+    process = start(tiny_command(killed, **options))
+    wait_until_step(process, killed, 14)
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
 
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     stopped = read_header(list_checkpoints(killed)[-1])["step"]
     if number == signal.SIGKILL:
-        assert stopped in (20, 30, 40, 50)  # the last one it had saved
+        assert stopped in (12, 18, 24, 30)  # the last one it had saved
     else:
-        assert 24 <= stopped < LONG["steps"]
+        assert 14 <= stopped < LONG["steps"]
         assert f"{number.name}: saved {list_checkpoints(killed)[-1]}; the same command continues the run." in errors
-    assert main(tiny_command(killed, **LONG)) == 0
+    assert main(tiny_command(killed, **options)) == 0
 
     assert_same_bits(undisturbed, killed)
     if number == signal.SIGKILL:  # each logged step once, with equal values
@@ -248,10 +254,6 @@ def test_training_learns(tmp_path: Path) -> None:
     run(tiny_config(tmp_path / "run", steps=60, batch_size=64, learning_rate=1e-2, log_every=10, checkpoint_every=60))
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < 0.8 * losses[0]
-
-
-def pictures(count: int = 12, side: int = 8, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
 
 
 @pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching"])

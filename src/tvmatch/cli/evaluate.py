@@ -7,7 +7,6 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tvmatch.cli.options import check_out, check_seed, parse, warn
@@ -49,7 +48,9 @@ def command(arguments: list[str]) -> int:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps({"checkpoint": str(trained.checkpoint), "ema": trained.ema, "rows": rows}, indent=1))
-    table = Table(title=f"{escape(str(options.run))}, step {trained.step}, {options.samples} samples")
+    # a line of its own: a title is wrapped to the width of the table
+    print(f"{options.run}, step {trained.step}, {options.samples} samples")
+    table = Table()
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:

@@ -1,0 +1,102 @@
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tvmatch as package
+from tests.cli.support import tvmatch
+from tvmatch.cli.main import COMMANDS
+
+EXPECTED = {
+    "train": ("--run", "--data", "--network", "--steps", "--evaluation-ema", "Ctrl-C", "the same command continues"),
+    "sample": ("--out", "--nfe", "--w", "--class", "--seed", "--count"),
+    "evaluate": ("--nfe", "--w", "--samples", "--out"),
+    "presets": ("--image-size", "--channels", "--classes"),
+}
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture) -> None:
+    for flag in ("--help", "-h"):
+        answer = tvmatch(capsys, flag)
+        assert answer.code == 0
+        assert all(name in answer.out and help_line in answer.out for name, (_, help_line) in COMMANDS.items())
+    assert tvmatch(capsys, "--version").out == f"{package.__version__}\n"
+    nothing = tvmatch(capsys)
+    assert nothing.code == 2
+    assert "usage: tvmatch COMMAND" in nothing.out + nothing.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_names_its_options(capsys: pytest.CaptureFixture, command: str) -> None:
+    answer = tvmatch(capsys, command, "--help")
+    assert answer.code == 0
+    assert f"tvmatch {command}" in answer.out
+    for expected in EXPECTED[command]:
+        if expected.startswith("--"):
+            assert expected in answer.out
+    importlib.import_module(COMMANDS[command][0])
+
+
+@pytest.mark.parametrize(
+    ("typo", "message"),
+    [
+        ("trian", "no command 'trian'; did you mean `tvmatch train`?"),
+        ("evalute", "did you mean `tvmatch evaluate`?"),
+        ("xyzzy", "no command 'xyzzy'; there are train, sample, evaluate, presets."),
+        ("--run", "no command '--run'"),
+    ],
+)
+def test_a_mistyped_command(capsys: pytest.CaptureFixture, typo: str, message: str) -> None:
+    answer = tvmatch(capsys, typo)
+    assert answer.code == 2
+    assert message in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("train", "--stepz", "3"), "--steps"),
+        (("train", "--batchsize", "3"), "--batch-size"),
+        (("sample", "x", "--nfee", "3"), "--nfe"),
+        (("sample", "x", "--classes", "3"), "--class"),
+        (("evaluate", "x", "--sample", "3"), "--samples"),
+        (("presets", "--image-sizes", "3"), "--image-size"),
+    ],
+)
+def test_a_mistyped_option_is_answered_with_what_was_meant(
+    capsys: pytest.CaptureFixture, arguments: tuple, meant: str
+) -> None:
+    answer = tvmatch(capsys, *arguments)
+    assert answer.code == 2
+    assert "Perhaps you meant" in answer.err
+    assert meant in answer.err.split("Perhaps you meant")[1]
+
+
+def test_an_error_of_many_lines_is_told_in_one(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: list[str]) -> int:
+        raise ValueError("first\nsecond")
+
+    monkeypatch.setattr("tvmatch.cli.presets.command", failing)
+    assert tvmatch(capsys, "presets").err == "tvmatch presets: first second\n"
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvmatch.cli import main
+
+    def failing(_: list[str]) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("tvmatch.cli.presets.command", failing)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["presets"])
+
+
+def test_the_installed_program() -> None:
+    program = Path(sys.executable).with_name("tvmatch")
+    if not program.exists():
+        pytest.skip("tvmatch is not installed beside this Python")
+    done = subprocess.run([program, "presetz"], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "did you mean `tvmatch presets`?" in done.stderr

@@ -1,0 +1,73 @@
+"""What `tvmatch train` prints and refuses; whole runs, signals and disks are in tests/training/test_loop.py."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import assert_one_line, tvmatch
+from tests.training.support import tiny_command
+from tvmatch.training.run_folder import read_config
+
+
+def test_a_run_ends_with_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    answer = tvmatch(capsys, *tiny_command(tmp_path / "deep" / "a run [/x]", steps=2))
+    assert answer.code == 0
+    assert answer.out == f"draw with: tvmatch sample {tmp_path / 'deep' / 'a run [/x]'}\n"
+    assert "2/2" in answer.err
+    assert "2 steps" in answer.err
+
+
+def test_every_option_reaches_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = {"evaluation_ema": (0.25, 0.99999), "learning_rate": 1e-5, "flip": True, "guidance": "1:2", "steps": 1}
+    assert tvmatch(capsys, *tiny_command(tmp_path / "run", **options)).code == 0
+    config = read_config(tmp_path / "run")
+    assert {name: getattr(config, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "digitz"}, "unknown data 'digitz': did you mean `digits`?"),
+        ({"data": "nowhere/x.npz"}, "no such data: 'nowhere/x.npz'"),
+        ({"network": "DiT-Digitz/4"}, "no network is called 'DiT-Digitz/4'; did you mean DiT-Digits/4"),
+        ({"image_size": 10}, "image_size=10 is not a multiple of patch_size=4"),
+        ({"device": "gpu"}, "device must be auto, cpu or cuda, got 'gpu'"),
+        ({"objective": "flow-matching", "jumps": "uniform"}, "flow-matching has no option jumps"),
+    ],
+)
+def test_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, options: dict, message: str) -> None:
+    assert_one_line(tvmatch(capsys, *tiny_command(tmp_path / "run", **options)), message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": "ten"}, "'ten'"),
+        ({"guidance": "much"}, "guidance 'much'"),
+        ({"evaluation_ema": (0.9, 1.5)}, "evaluation_ema must be in [0, 1), got 1.5"),
+        ({"objective": "diffusion"}, "diffusion"),
+        ({"seed": 2**64}, "seed must be below 2^63"),
+    ],
+)
+def test_values_out_of_range_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: dict, message: str
+) -> None:
+    answer = tvmatch(capsys, *tiny_command(tmp_path / "run", **options))
+    assert answer.code == 2
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    assert tvmatch(capsys, *tiny_command(folder, steps=2)).code == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert_one_line(tvmatch(capsys, *tiny_command(folder, steps=2)), "complete with 2 steps")
+    assert_one_line(tvmatch(capsys, *tiny_command(folder, seed=5)), "already holds a run with seed=0")
+    assert_one_line(tvmatch(capsys, *tiny_command(tmp_path)), "is not a run of tvmatch; choose another folder")
+    (tmp_path / "file").touch()
+    assert_one_line(tvmatch(capsys, *tiny_command(tmp_path / "file")), "is a file; choose another --run")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
