@@ -84,21 +84,19 @@ def _precision(q: Tensor) -> str:
     return "tf32" if q.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
-def _strides(*tensors: Tensor | None) -> list[int]:
-    """(batch, head, token) strides of each tensor; zeros for an absent one."""
-    return [s for x in tensors for s in ((0, 0, 0) if x is None else x.stride()[:3])]
+def _strides(vec: int, *tensors: Tensor | None) -> list[int]:
+    """(batch, head, token) strides of each tensor in units of `vec` elements; zeros for an absent one."""
+    return [s // vec for x in tensors for s in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
 def _vec(*tensors: Tensor | None) -> int:
-    """Elements that every row starts a multiple of: lets the compiler load 16 bytes at a time. At most 16."""
-    step = 16
+    """Elements of which every stride is a multiple, at most 8: enough for 16-byte loads of 16-bit numbers."""
+    step = 8
     for x in tensors:
         if x is not None:
-            unit = 16 // x.element_size()
-            for s in (*x.stride()[:3], x.data_ptr() // x.element_size()):
-                while s % step:
+            for s, n in zip(x.stride()[:3], x.shape, strict=False):
+                while n > 1 and s % step:
                     step //= 2
-            step = step if step >= unit else 1
     return step
 
 
@@ -153,7 +151,7 @@ def forward(
 
     def launch(c: Config) -> None:
         forward_kernel[(triton.cdiv(n_q, c.BM) * B * H,)](
-            q, k, v, tq, tk, tv, o, to, lse, mu, kv_lengths, *_strides(*tensors), scale, H, n_q, n_kv,
+            q, k, v, tq, tk, tv, o, to, lse, mu, kv_lengths, *_strides(vec, *tensors), scale, H, n_q, n_kv,
             D=D, D1=d1, D2=d2, BM=c.BM, BN=c.BN, HAS_TQ=tq is not None, HAS_TK=tk is not None,
             HAS_TV=tv is not None, HAS_LENGTHS=kv_lengths is not None, CAUSAL=causal, EVEN_KV=n_kv % c.BN == 0,
             VEC=vec, PRECISION=precision, num_warps=c.num_warps, num_stages=c.num_stages,
@@ -187,7 +185,7 @@ def backward(
     inputs = (q, k, v, tq, tk, tv, do, dto)
     vec, precision = _vec(*inputs, *grads, o, to), _precision(q)
     deltas_kernel[(triton.cdiv(n_q, 64) * B * H,)](
-        o, to, do, dto, row_d1, row_d2, *_strides(o, to, do, dto), H, n_q,
+        o, to, do, dto, row_d1, row_d2, *_strides(vec, o, to, do, dto), H, n_q,
         D=D, WIDTH=triton.next_power_of_2(D), BM=64, VEC=vec,
     )  # fmt: skip
     flags = {
@@ -198,14 +196,14 @@ def backward(
     def launch_keys(c: Config) -> None:
         keys_kernel[(triton.cdiv(n_kv, c.BN) * B * H,)](
             *inputs, lse, mu, row_d1, row_d2, dk, dv, dtk, dtv, kv_lengths,
-            *_strides(*inputs, dk, dv, dtk, dtv), scale, H, n_q, n_kv, BM=c.BM, BN=c.BN, **flags,
+            *_strides(vec, *inputs, dk, dv, dtk, dtv), scale, H, n_q, n_kv, BM=c.BM, BN=c.BN, **flags,
             EVEN_Q=n_q % c.BM == 0, EVEN_KV=n_kv % c.BN == 0, num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
 
     def launch_queries(c: Config) -> None:
         queries_kernel[(triton.cdiv(n_q, c.BM) * B * H,)](
             *inputs, lse, mu, row_d1, row_d2, dq, dtq, kv_lengths,
-            *_strides(*inputs, dq, dtq), scale, H, n_q, n_kv, BM=c.BM, BN=c.BN, **flags,
+            *_strides(vec, *inputs, dq, dtq), scale, H, n_q, n_kv, BM=c.BM, BN=c.BN, **flags,
             EVEN_KV=n_kv % c.BN == 0, num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
 

@@ -1,9 +1,9 @@
 """The fused joint backward in Triton, for every head size, mask and dtype: two kernels without atomics.
 
 `keys_kernel` owns a block of keys and walks the queries (dk, dv, dtk, dtv); `queries_kernel` owns a block of queries
-and walks the keys (dq, dtq). Each recomputes the scores from the saved statistics: 21 matrix products where one pass needs
-15, in exchange for results that do not depend on the order in which blocks run. The Hopper path in `hopper_backward.py`
-is the one-pass form.
+and walks the keys (dq, dtq). Each recomputes the scores from the saved statistics: 21 matrix products where one pass
+needs 15, in exchange for results that do not depend on the order in which blocks run. `hopper_backward.py` is the
+one-pass form.
 
 Both use one fact: ``(S, tS)`` and ``(C + d1, dP)`` are the same dual product ``(x y^T, tx y^T + x ty^T)``, of
 (q, tq) with (k, tk) and of (dto, do) with (v, tv).
@@ -12,7 +12,7 @@ Both use one fact: ``(S, tS)`` and ``(C + d1, dP)`` are the same dual product ``
 import triton
 import triton.language as tl
 
-from .triton_forward import LOG2E, load_tile, store_tile
+from .triton_forward import LOG2E, head_start, load_tile, store_tile
 
 
 @triton.jit
@@ -28,10 +28,10 @@ def deltas_kernel(
     h = (bh % H).to(tl.int64)
     rows = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
     live = rows < N_Q
-    o = load_tile(O + b * o_b + h * o_h, rows, o_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
-    to = load_tile(TO + b * to_b + h * to_h, rows, to_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
-    do = load_tile(DO + b * do_b + h * do_h, rows, do_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
-    dto = load_tile(DTO + b * dto_b + h * dto_h, rows, dto_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
+    o = load_tile(head_start(O, b, h, o_b, o_h, VEC), rows, o_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
+    to = load_tile(head_start(TO, b, h, to_b, to_h, VEC), rows, to_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
+    do = load_tile(head_start(DO, b, h, do_b, do_h, VEC), rows, do_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
+    dto = load_tile(head_start(DTO, b, h, dto_b, dto_h, VEC), rows, dto_n, live, 0, WIDTH, D, VEC, True).to(tl.float32)
     row = bh.to(tl.int64) * N_Q + rows
     tl.store(D1_OUT + row, tl.sum(dto * o, 1), mask=live)
     tl.store(D2_OUT + row, tl.sum(do * o, 1) + tl.sum(dto * to, 1), mask=live)
@@ -81,9 +81,9 @@ def keys_kernel(
     bh = tl.program_id(0) // blocks
     b = (bh // H).to(tl.int64)
     h = (bh % H).to(tl.int64)
-    Q += b * q_b + h * q_h
-    DO += b * do_b + h * do_h
-    DTO += b * dto_b + h * dto_h
+    Q = head_start(Q, b, h, q_b, q_h, VEC)
+    DO = head_start(DO, b, h, do_b, do_h, VEC)
+    DTO = head_start(DTO, b, h, dto_b, dto_h, VEC)
     row0 = bh.to(tl.int64) * N_Q
     keys = block * BN + tl.arange(0, BN)
     live = keys < N_KV
@@ -92,8 +92,8 @@ def keys_kernel(
         length = tl.load(LENGTHS + b).to(tl.int32)
     seen = keys < tl.minimum(length, N_KV)
     KEYS_MASKED: tl.constexpr = HAS_LENGTHS or not EVEN_KV
-    K += b * k_b + h * k_h
-    V += b * v_b + h * v_h
+    K = head_start(K, b, h, k_b, k_h, VEC)
+    V = head_start(V, b, h, v_b, v_h, VEC)
     k1 = load_tile(K, keys, k_n, seen, 0, D1, D, VEC, KEYS_MASKED)
     v1 = load_tile(V, keys, v_n, seen, 0, D1, D, VEC, KEYS_MASKED)
     k2 = load_tile(K, keys, k_n, seen, D1, D2, D, VEC, KEYS_MASKED) if D2 > 0 else k1
@@ -103,17 +103,17 @@ def keys_kernel(
     tv1 = v1
     tv2 = v2
     if HAS_TK:
-        TK += b * tk_b + h * tk_h
+        TK = head_start(TK, b, h, tk_b, tk_h, VEC)
         tk1 = load_tile(TK, keys, tk_n, seen, 0, D1, D, VEC, KEYS_MASKED)
         if D2 > 0:
             tk2 = load_tile(TK, keys, tk_n, seen, D1, D2, D, VEC, KEYS_MASKED)
     if HAS_TV:
-        TV += b * tv_b + h * tv_h
+        TV = head_start(TV, b, h, tv_b, tv_h, VEC)
         tv1 = load_tile(TV, keys, tv_n, seen, 0, D1, D, VEC, KEYS_MASKED)
         if D2 > 0:
             tv2 = load_tile(TV, keys, tv_n, seen, D1, D2, D, VEC, KEYS_MASKED)
     if HAS_TQ:
-        TQ += b * tq_b + h * tq_h
+        TQ = head_start(TQ, b, h, tq_b, tq_h, VEC)
     dk1 = tl.zeros([BN, D1], tl.float32)
     dv1 = tl.zeros([BN, D1], tl.float32)
     dtk1 = tl.zeros([BN, D1], tl.float32)
@@ -186,20 +186,20 @@ def keys_kernel(
         if D2 > 0:
             dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION)
 
-    DK += b * dk_b + h * dk_h
-    DV += b * dv_b + h * dv_h
+    DK = head_start(DK, b, h, dk_b, dk_h, VEC)
+    DV = head_start(DV, b, h, dv_b, dv_h, VEC)
     store_tile(DK, keys, dk_n, live, dk1 * scale, 0, D1, D, VEC)
     store_tile(DV, keys, dv_n, live, dv1, 0, D1, D, VEC)
     if D2 > 0:
         store_tile(DK, keys, dk_n, live, dk2 * scale, D1, D2, D, VEC)
         store_tile(DV, keys, dv_n, live, dv2, D1, D2, D, VEC)
     if HAS_TK:
-        DTK += b * dtk_b + h * dtk_h
+        DTK = head_start(DTK, b, h, dtk_b, dtk_h, VEC)
         store_tile(DTK, keys, dtk_n, live, dtk1 * scale, 0, D1, D, VEC)
         if D2 > 0:
             store_tile(DTK, keys, dtk_n, live, dtk2 * scale, D1, D2, D, VEC)
     if HAS_TV:
-        DTV += b * dtv_b + h * dtv_h
+        DTV = head_start(DTV, b, h, dtv_b, dtv_h, VEC)
         store_tile(DTV, keys, dtv_n, live, dtv1, 0, D1, D, VEC)
         if D2 > 0:
             store_tile(DTV, keys, dtv_n, live, dtv2, D1, D2, D, VEC)
@@ -224,11 +224,11 @@ def queries_kernel(
     block = blocks - 1 - pid % blocks if CAUSAL else pid % blocks
     b = (bh // H).to(tl.int64)
     h = (bh % H).to(tl.int64)
-    K += b * k_b + h * k_h
-    V += b * v_b + h * v_h
-    Q += b * q_b + h * q_h
-    DO += b * do_b + h * do_h
-    DTO += b * dto_b + h * dto_h
+    K = head_start(K, b, h, k_b, k_h, VEC)
+    V = head_start(V, b, h, v_b, v_h, VEC)
+    Q = head_start(Q, b, h, q_b, q_h, VEC)
+    DO = head_start(DO, b, h, do_b, do_h, VEC)
+    DTO = head_start(DTO, b, h, dto_b, dto_h, VEC)
     rows = block * BM + tl.arange(0, BM)
     live = rows < N_Q
     row = bh.to(tl.int64) * N_Q + rows
@@ -241,14 +241,14 @@ def queries_kernel(
     tq1 = q1
     tq2 = q2
     if HAS_TQ:
-        TQ += b * tq_b + h * tq_h
+        TQ = head_start(TQ, b, h, tq_b, tq_h, VEC)
         tq1 = load_tile(TQ, rows, tq_n, live, 0, D1, D, VEC, True)
         if D2 > 0:
             tq2 = load_tile(TQ, rows, tq_n, live, D1, D2, D, VEC, True)
     if HAS_TK:
-        TK += b * tk_b + h * tk_h
+        TK = head_start(TK, b, h, tk_b, tk_h, VEC)
     if HAS_TV:
-        TV += b * tv_b + h * tv_h
+        TV = head_start(TV, b, h, tv_b, tv_h, VEC)
     lse = tl.load(LSE + row, mask=live, other=float("inf")) * LOG2E
     mu = tl.load(MU + row, mask=live, other=0.0)
     d1 = tl.load(D1_IN + row, mask=live, other=0.0)
@@ -311,12 +311,12 @@ def queries_kernel(
     if HAS_LENGTHS:
         # As in the forward: a length out of range must not pass for a result.
         dq1 = tl.where((length < 1) | (length > N_KV), float("nan"), dq1)
-    DQ += b * dq_b + h * dq_h
+    DQ = head_start(DQ, b, h, dq_b, dq_h, VEC)
     store_tile(DQ, rows, dq_n, live, dq1 * scale, 0, D1, D, VEC)
     if D2 > 0:
         store_tile(DQ, rows, dq_n, live, dq2 * scale, D1, D2, D, VEC)
     if HAS_TQ:
-        DTQ += b * dtq_b + h * dtq_h
+        DTQ = head_start(DTQ, b, h, dtq_b, dtq_h, VEC)
         store_tile(DTQ, rows, dtq_n, live, dtq1 * scale, 0, D1, D, VEC)
         if D2 > 0:
             store_tile(DTQ, rows, dtq_n, live, dtq2 * scale, D1, D2, D, VEC)

@@ -4,7 +4,7 @@ Head sizes that are no power of two are split in two parts (72 = 64 + 8 padded t
 power-of-two sides and padding 72 to 128 would nearly double the work. The second part is absent (`D2 == 0`) otherwise.
 
 Why `mu` is summed twice: ``to = sum_j w_j v_j / l - mu o`` with ``w = P * tS`` cancels where one key dominates. The
-rounding of `w` to 16 bits would survive the subtraction unless the subtracted mean is that of the *rounded* weights. The
+rounding of `w` to 16 bits would survive the subtraction unless the subtracted mean is that of the rounded weights. The
 exact mean goes to the backward, the rounded one into the subtraction.
 """
 
@@ -16,10 +16,20 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def head_start(base, b, h, stride_b, stride_h, VEC: tl.constexpr):
+    """First element of (sample b, head h). All strides come divided by VEC.
+
+    Multiplying them back here tells the compiler what they are a multiple of, which a hint on an argument does not,
+    and 16-byte loads and asynchronous copies depend on it.
+    """
+    return base + (b * stride_b + h * stride_h) * VEC
+
+
+@triton.jit
 def tile_offsets(rows, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, VEC: tl.constexpr):
-    """Offsets of a [rows, columns FIRST..FIRST+WIDTH) tile. VEC divides the row stride (16-byte loads)."""
+    """Offsets of a [rows, columns FIRST..FIRST+WIDTH) tile; `stride` comes divided by VEC."""
     columns = FIRST + tl.arange(0, WIDTH)
-    return rows[:, None] * tl.multiple_of(stride, VEC) + columns[None, :]
+    return rows[:, None] * (stride * VEC) + columns[None, :]
 
 
 @triton.jit
@@ -67,9 +77,9 @@ def forward_kernel(
     block = blocks - 1 - pid % blocks if CAUSAL else pid % blocks
     b = (bh // H).to(tl.int64)
     h = (bh % H).to(tl.int64)
-    Q += b * q_b + h * q_h
-    K += b * k_b + h * k_h
-    V += b * v_b + h * v_h
+    Q = head_start(Q, b, h, q_b, q_h, VEC)
+    K = head_start(K, b, h, k_b, k_h, VEC)
+    V = head_start(V, b, h, v_b, v_h, VEC)
     rows = block * BM + tl.arange(0, BM)
     live = rows < N_Q
     q1 = load_tile(Q, rows, q_n, live, 0, D1, D, VEC, True)
@@ -77,14 +87,14 @@ def forward_kernel(
     tq1 = q1
     tq2 = q2
     if HAS_TQ:
-        TQ += b * tq_b + h * tq_h
+        TQ = head_start(TQ, b, h, tq_b, tq_h, VEC)
         tq1 = load_tile(TQ, rows, tq_n, live, 0, D1, D, VEC, True)
         if D2 > 0:
             tq2 = load_tile(TQ, rows, tq_n, live, D1, D2, D, VEC, True)
     if HAS_TK:
-        TK += b * tk_b + h * tk_h
+        TK = head_start(TK, b, h, tk_b, tk_h, VEC)
     if HAS_TV:
-        TV += b * tv_b + h * tv_h
+        TV = head_start(TV, b, h, tv_b, tv_h, VEC)
 
     length = N_KV
     if HAS_LENGTHS:
@@ -169,8 +179,8 @@ def forward_kernel(
         inverse = tl.where((length < 1) | (length > N_KV), float("nan"), inverse)
     mu = mu * inverse
     mu_rounded = mu_rounded * inverse
-    O += b * o_b + h * o_h
-    TO += b * to_b + h * to_h
+    O = head_start(O, b, h, o_b, o_h, VEC)
+    TO = head_start(TO, b, h, to_b, to_h, VEC)
     o1 = acc1 * inverse[:, None]
     store_tile(O, rows, o_n, live, o1, 0, D1, D, VEC)
     store_tile(TO, rows, to_n, live, tacc1 * inverse[:, None] - mu_rounded[:, None] * o1, 0, D1, D, VEC)
