@@ -10,11 +10,15 @@ from tvmatch.training.run_folder import read_config
 
 
 def test_a_run_ends_with_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    answer = tvmatch(capsys, *tiny_command(tmp_path / "deep" / "a run [/x]", steps=2))
+    folder = tmp_path / "deep" / "a run [/x]"  # brackets that rich would take for markup
+    answer = tvmatch(capsys, *tiny_command(folder, steps=2))
     assert answer.code == 0
-    assert answer.out == f"draw with: tvmatch sample {tmp_path / 'deep' / 'a run [/x]'}\n"
+    assert answer.out == f"draw with: tvmatch sample {folder}\n"
     assert "2/2" in answer.err
     assert "2 steps" in answer.err
+    answer = tvmatch(capsys, *tiny_command(folder, steps=3))
+    assert answer.code == 0
+    assert f"continuing {folder} after step 2" in answer.err
 
 
 def test_every_option_reaches_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,18 +16,20 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.support import assert_same_bits, last_tensors, tiny_command, tiny_config
 from tests.training.test_checkpoint import small_disk
 from tvmatch.cli import main
 from tvmatch.data.arrays import source_from_arrays
+from tvmatch.data.digits import digits_source
 from tvmatch.data.source import DataError
 from tvmatch.networks.duals import TangentError
 from tvmatch.objectives import StepLoss
 from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_header
 from tvmatch.training.config import TrainConfig
-from tvmatch.training.loop import TrainingError, choose_device, step_seed, train
+from tvmatch.training.loop import TrainingError, _Run, choose_device, prepare, step_seed, train
 from tvmatch.training.run_folder import MetricsFile, RunFolderError, read_config
 from tvmatch.training.trained import load_run
 
@@ -231,9 +233,36 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert (header["step"], header["class_names"]) == (6, [str(digit) for digit in range(10)])
 
 
-def test_tensorboard_keeps_every_point_over_a_resume(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path / "run", steps=4)
+def test_averages_and_target_follow_every_step(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path / "run",
+        steps=3,
+        checkpoint_every=1,
+        keep_checkpoints=3,
+        evaluation_ema=(0.0, 0.15, 0.9),
+        target_ema=0.75,
+        learning_rate=0.1,
+    )
+    state, _ = prepare(config, digits_source(), torch.device("cpu"))
+    name = "network.patches.weight"
+    weight = state.objective.flow.state_dict()[name].clone()
+    averages, target = dict.fromkeys(config.evaluation_ema, weight), weight
     run(config)
+    for step, path in enumerate(list_checkpoints(config.run)):
+        tensors = load_file(path)
+        weight = tensors[f"flow.{name}"]
+        target = 0.75 * target + 0.25 * weight
+        torch.testing.assert_close(tensors[f"target.{name}"], target)
+        for decay in averages:
+            used = min(decay, (1 + step) / (10 + step))
+            averages[decay] = used * averages[decay] + (1 - used) * weight
+            torch.testing.assert_close(tensors[f"ema.{decay}.{name}"], averages[decay])
+
+
+def test_tensorboard_has_every_point_once_over_a_resume(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", steps=5)
+    run(config)
+    list_checkpoints(config.run)[-1].unlink()  # as if it had been killed before that save: step 5 comes again
     run(dataclasses.replace(config, steps=6))
     events = EventAccumulator(str(config.run / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
@@ -353,6 +382,23 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step_00000002.safetensors"]
     assert all(bool(value.isfinite().all()) for value in last_tensors(tmp_path / "run").values())
     assert main(command) == 0  # a passing fault: the run goes on from there
+
+
+def test_on_a_gpu_a_bad_number_is_found_before_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There nobody waits for the figures of every step; the report that comes before every save looks at their sum."""
+
+    def collect_without_looking(self: _Run, figures: dict[str, torch.Tensor]) -> None:
+        bad = float("nan") if self.state.step == 2 else 0.0
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value + bad
+        self.counted += 1
+
+    monkeypatch.setattr(_Run, "collect", collect_without_looking)
+    with pytest.raises(TrainingError, match=r"step 4: a figure is not finite.*step_00000002"):
+        run(tiny_config(tmp_path / "run", log_every=100))
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_00000002.safetensors"]
 
 
 def test_from_a_thread_signals_are_left_alone(tmp_path: Path) -> None:
