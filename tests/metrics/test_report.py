@@ -1,25 +1,25 @@
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.training.support import TINY, register_tiny, tiny_config
+from tests.training.support import tiny_config, tiny_network
 from tvmatch.data.arrays import source_from_arrays
 from tvmatch.data.digits import digits_source
 from tvmatch.data.source import to_unit_range
 from tvmatch.metrics import report
 from tvmatch.metrics.report import evaluate_run
-from tvmatch.networks.presets import NETWORKS
 from tvmatch.training.loop import train
 from tvmatch.training.trained import TrainedRun, load_run
 
 
 @pytest.fixture(autouse=True)
-def _tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(NETWORKS, TINY, raising=False)
-    register_tiny()
+def _tiny_network() -> Iterator[None]:
+    with tiny_network():
+        yield
 
 
 def digits_run(folder: Path) -> tuple[Path, TrainedRun]:

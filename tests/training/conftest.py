@@ -1,10 +1,11 @@
+from collections.abc import Iterator
+
 import pytest
 
-from tests.training.support import TINY, register_tiny
-from tvmatch.networks.presets import NETWORKS
+from tests.training.support import tiny_network
 
 
 @pytest.fixture(autouse=True)
-def _tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(NETWORKS, TINY, raising=False)  # so that it is gone after the test
-    register_tiny()
+def _tiny_network() -> Iterator[None]:
+    with tiny_network():
+        yield

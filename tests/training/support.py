@@ -1,8 +1,11 @@
 """What the tests of training and of the command line share: runs that take a second."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -10,7 +13,7 @@ from tvmatch.networks.presets import NETWORKS, Size
 from tvmatch.training.checkpoint import list_checkpoints
 from tvmatch.training.config import TrainConfig
 
-TINY = "DiT-Test/4"
+TINY, TINY_SIZE = "DiT-Test/4", (Size(hidden_size=16, depth=1, num_heads=2), 4)
 OPTIONS: dict[str, Any] = {
     "network": TINY,
     "steps": 6,
@@ -25,8 +28,16 @@ OPTIONS: dict[str, Any] = {
 
 
 def register_tiny() -> None:
-    """A network of a few thousand weights under the name TINY."""
-    NETWORKS[TINY] = (Size(hidden_size=16, depth=1, num_heads=2), 4)
+    """A network of a few thousand weights under the name TINY, for a process of its own."""
+    NETWORKS[TINY] = TINY_SIZE
+
+
+@contextlib.contextmanager
+def tiny_network() -> Iterator[None]:
+    """The same for the length of a block, as other tests list the networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, TINY, TINY_SIZE)
+        yield
 
 
 def tiny_config(run: Path, **changes: Any) -> TrainConfig:

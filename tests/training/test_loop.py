@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.training.support import assert_same_bits, last_tensors, tiny_command, tiny_config
+from tests.training.support import assert_same_bits, last_tensors, tiny_command, tiny_config, tiny_network
 from tests.training.test_checkpoint import small_disk
 from tvmatch.cli import main
 from tvmatch.data.arrays import source_from_arrays
@@ -185,6 +185,22 @@ def test_flips_repeat_under_resume_and_matter(tmp_path: Path, flip: bool) -> Non
         assert_same_bits(tmp_path / "whole", tmp_path / "other")
 
 
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What five steps with the default options end with."""
+    folder = tmp_path_factory.mktemp("default") / "run"
+    with tiny_network():
+        run(tiny_config(folder, steps=5))
+    return last_tensors(folder)
+
+
+def test_the_same_options_end_with_the_same_bits(tmp_path: Path, default: dict[str, torch.Tensor]) -> None:
+    run(tiny_config(tmp_path / "again", steps=5))
+    again = last_tensors(tmp_path / "again")
+    assert again.keys() == default.keys()
+    assert all(torch.equal(again[key], value) for key, value in default.items())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -204,11 +220,12 @@ def test_flips_repeat_under_resume_and_matter(tmp_path: Path, flip: bool) -> Non
         ("target_ema", 0.5),
     ],
 )
-def test_every_option_of_the_method_reaches_the_training(tmp_path: Path, name: str, value: object) -> None:
+def test_every_option_of_the_method_reaches_the_training(
+    tmp_path: Path, default: dict[str, torch.Tensor], name: str, value: object
+) -> None:
     """An option that is read and then dropped would be wrong without a word."""
-    run(tiny_config(tmp_path / "default", steps=5))
     run(tiny_config(tmp_path / "changed", steps=5, **{name: value}))
-    default, changed = last_tensors(tmp_path / "default"), last_tensors(tmp_path / "changed")
+    changed = last_tensors(tmp_path / "changed")
     assert any(not torch.equal(changed[key], value) for key, value in default.items() if key.startswith("flow."))
 
 

@@ -1,5 +1,4 @@
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.training.support import TINY, last_tensors, register_tiny, tiny_config
+from tests.training.support import last_tensors, tiny_config, tiny_network
 from tvmatch.data.arrays import source_from_arrays
-from tvmatch.networks.presets import NETWORKS
 from tvmatch.training.checkpoint import CheckpointError, list_checkpoints
 from tvmatch.training.loop import train
 from tvmatch.training.preview import default_w, draw_preview
@@ -22,15 +20,14 @@ NAMES = ("bee", "wasp", "ant [x]")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on pictures of three named classes, with averages of decay 0, 0.5 and 0.9999999."""
-    register_tiny()
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
     source = source_from_arrays(images, np.arange(12) % 3, NAMES)
     config = tiny_config(tmp_path_factory.mktemp("runs") / "run", evaluation_ema=(0.9999999, 0.0, 0.5), guidance="2:3")
-    train(config, source=source, show=False)
-    yield config.run
-    NETWORKS.pop(TINY)
+    with tiny_network():
+        train(config, source=source, show=False)
+    return config.run
 
 
 def test_the_slowest_average_unless_another_is_named(run: Path) -> None:
