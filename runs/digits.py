@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Handwritten digits in one network call: Terminal Velocity Matching beside flow matching (`make demo`).
 
-    python runs/digits.py [--out runs] [--steps 700]
+    python runs/digits.py [--out runs] [--steps 500]
 
 Trains both objectives with the same network, data, seed and number of steps, and writes
 
     OUT/digits/samples.png    rows: classes; blocks: 1, 2, 4 calls, flow matching with 1, 4, 32 Euler steps, real data
     OUT/digits/report.json    share of samples read as the class asked for, Frechet distance in pixels, cost
 
-Expected on 2 cores, 700 steps: class accuracy at least 0.90 in one call and 0.95 in four; a Frechet distance in one
+Expected on 2 cores, 500 steps: class accuracy at least 0.90 in one call and 0.95 in four; a Frechet distance in one
 call at most that of flow matching in four Euler steps. The run folders are OUT/digits and OUT/digits-flow-matching;
 what is already trained is not trained again.
 """
@@ -56,7 +56,7 @@ def figures(pictures: np.ndarray, label: np.ndarray, judge: DigitsJudge) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=500)
     options = parser.parse_args()
     began = time.perf_counter()
 

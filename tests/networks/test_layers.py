@@ -99,3 +99,24 @@ def test_spectral_initialisation(shape: tuple[int, int]) -> None:
 def test_heads_must_divide_the_size() -> None:
     with pytest.raises(ValueError, match="hidden size 10 is not a multiple of num_heads=4"):
         Attention(10, 4)
+
+
+def test_compute_dtype_casts_and_casts_back(flow, inputs: dict) -> None:
+    """In bfloat16 the blocks' products are 16-bit, the residual stream is not, and the numbers agree to 8 bits."""
+    flow = flow.float()
+    inputs = {key: value.float() if value.is_floating_point() else value for key, value in inputs.items()}
+    exact = flow.terminal_velocity(**inputs)
+    flow.network.set_compute_dtype(torch.bfloat16)
+    seen = []
+    flow.network.blocks[0].attention.proj.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    rounded = flow.terminal_velocity(**inputs)
+    assert seen == [torch.bfloat16]
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.05
+    sum(value.square().mean() for value in rounded).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in flow.parameters())
+    flow.network.set_compute_dtype(None)
+    torch.testing.assert_close(flow.terminal_velocity(**inputs), exact)
+    with pytest.raises(ValueError, match=r"compute dtype.*int8"):
+        flow.network.set_compute_dtype(torch.int8)

@@ -8,12 +8,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import grid_positions
-from tvmatch.networks.layers import Attention, FeedForward, Modulation, modulate, rms_norm
+from tvmatch.networks.layers import Attention, FeedForward, Modulation, add_gated, modulate, rms_norm
 from tvmatch.networks.modulated import ModulatedNetwork
 
 
@@ -54,8 +53,8 @@ class Block(PairModule):
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        x = torch.addcmul(x, gate_a, self.attention(modulate(rms_norm(x), shift_a, scale_a)))
-        return torch.addcmul(x, gate_m, self.mlp(modulate(rms_norm(x), shift_m, scale_m)))
+        x = add_gated(x, gate_a, self.attention(modulate(rms_norm(x), shift_a, scale_a)))
+        return add_gated(x, gate_m, self.mlp(modulate(rms_norm(x), shift_m, scale_m)))
 
 
 class DiT(ModulatedNetwork):

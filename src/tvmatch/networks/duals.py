@@ -76,16 +76,26 @@ def close_dual_levels() -> int:
 
 
 class PairModule(nn.Module):
-    """A module that carries tangents as pairs: subclasses write `body`, callers may add `tangents=`."""
+    """A module that carries tangents as pairs: subclasses write `body`, callers may add `tangents=`.
+
+    `forward` only chooses between `plain` and `pair`. These two are what the engine compiles or wraps, each on its own:
+    compiled variants with and without tangents then never share guards (in torch 2.13 that fails inside Dynamo).
+    """
 
     def body(self, *inputs: Tensor) -> Tensor:
         """The module's arithmetic, once, for plain and for dual tensors."""
         raise NotImplementedError(f"{type(self).__name__} must define body()")
 
+    def plain(self, *inputs: Tensor) -> Tensor:
+        """`body` on plain tensors."""
+        return self.body(*inputs)
+
+    def pair(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """`body` on dual tensors: the pair (primal, tangent)."""
+        return push_forward(self.body, inputs, tangents, type(self).__name__)
+
     def forward(
         self, *inputs: Tensor, tangents: Sequence[Tensor | None] | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """`body(*inputs)`, or with one tangent (or None) per input the pair (primal, tangent)."""
-        if tangents is None:
-            return self.body(*inputs)
-        return push_forward(self.body, inputs, tangents, type(self).__name__)
+        return self.plain(*inputs) if tangents is None else self.pair(inputs, tangents)

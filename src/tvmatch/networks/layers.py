@@ -22,6 +22,11 @@ def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     return forward_ad.make_dual(*rms_norm_pair(primal, tangent, eps))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """16-bit numbers as float32: norms sum squares, which 16 bits cannot hold."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation (arXiv 1606.08415)."""
     primal, tangent = forward_ad.unpack_dual(x)
@@ -31,7 +36,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` with a learned weight of shape [size]."""
+    """`rms_norm` with a learned weight of shape [size], computed in float32 or better, returned in x's dtype."""
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -39,21 +44,36 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.eps) * self.weight
+        return (rms_norm(at_least_float32(x), self.eps) * self.weight).to(x.dtype)
 
 
 class Linear(nn.Linear):
     """Affine map [..., in] -> [..., out]; of a dual tensor, two plain products with the bias on the primal only.
 
     PyTorch's own forward-mode rule stores zero tensors that break compiled backward passes (DESIGN section 2).
+    With a `compute_dtype` (see `set_compute_dtype`) input and weights are cast to it, and so is the output.
     """
+
+    compute_dtype: torch.dtype | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(input)
-        output = functional.linear(primal, self.weight, self.bias)
+        dtype = self.compute_dtype or self.weight.dtype
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        output = functional.linear(primal.to(dtype), weight, bias)
         if tangent is None:
             return output
-        return forward_ad.make_dual(output, functional.linear(tangent, self.weight))
+        return forward_ad.make_dual(output, functional.linear(tangent.to(dtype), weight))
+
+
+def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let every `Linear` inside `module`, and so the attention between them, compute in `dtype` (bfloat16, say);
+    weights, norms and the residual stream keep their own. None: compute in the dtype of the weights."""
+    if dtype not in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise ValueError(f"compute dtype must be a floating-point dtype of torch or None, got {dtype}.")
+    for layer in module.modules():
+        if isinstance(layer, Linear):
+            layer.compute_dtype = dtype
 
 
 class Attention(nn.Module):
@@ -98,12 +118,18 @@ class Modulation(nn.Module):
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
         m = self.linear(functional.silu(c)).view(c.shape[0], self.chunks, 1, c.shape[1])
+        m = at_least_float32(m)
         return (rms_norm(m) if self.normalised else m).unbind(dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """x + gate * update, in x's dtype: the residual stream."""
+    return torch.addcmul(x, gate, update.to(x.dtype))
 
 
 def init_spectral_(weight: Tensor, generator: torch.Generator | None = None) -> None:

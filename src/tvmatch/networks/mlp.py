@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
-from tvmatch.networks.layers import FeedForward, Modulation, modulate, rms_norm
+from tvmatch.networks.layers import FeedForward, Modulation, add_gated, modulate, rms_norm
 from tvmatch.networks.modulated import ModulatedNetwork
 
 
@@ -39,7 +38,7 @@ class MLPBlock(PairModule):
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(c)
-        return torch.addcmul(x, gate, self.mlp(modulate(rms_norm(x), shift, scale)))
+        return add_gated(x, gate, self.mlp(modulate(rms_norm(x), shift, scale)))
 
 
 class MLP(ModulatedNetwork):

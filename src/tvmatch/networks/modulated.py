@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import Conditioning
-from tvmatch.networks.layers import Linear, Modulation, init_spectral_, modulate, rms_norm
+from tvmatch.networks.layers import Linear, Modulation, init_spectral_, modulate, rms_norm, set_compute_dtype
 
 
 class FinalLayer(PairModule):
@@ -59,6 +59,11 @@ class ModulatedNetwork(Network):
                         module.weight.zero_()
                     else:
                         init_spectral_(module.weight, generator)
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Compute the blocks in `dtype` (bfloat16, say). Times, the residual stream and the final layer keep the dtype
+        of the weights: 8 bits of mantissa would blur neighbouring times together."""
+        set_compute_dtype(self.blocks, dtype)
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """Data [B, *data_shape] -> tokens [B, N, token_size]; linear, so that tangents pass through it too."""

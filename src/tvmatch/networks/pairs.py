@@ -39,7 +39,8 @@ class _GeluPair(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor]:
         x, tx = ctx.saved_tensors
-        return _gelu_slope(gy, x) + gty * tx * gelu_curvature(x), _gelu_slope(gty, x)
+        bend = gelu_curvature(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+        return (_gelu_slope(gy, x) + gty * tx * bend).to(x.dtype), _gelu_slope(gty, x)
 
 
 def _gelu_slope(factor: Tensor, x: Tensor) -> Tensor:

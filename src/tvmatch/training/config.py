@@ -35,7 +35,7 @@ class TrainConfig:
     jumps: JumpName = "truncated-gap"  # how the two ends (t, s) of a jump are drawn
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
-    steps: int = 900  # training steps in all
+    steps: int = 500  # training steps in all
     batch_size: int = 128  # samples a step
     learning_rate: float = 1e-3
     warmup_steps: int = 50  # the learning rate rises linearly over the first steps
