@@ -78,34 +78,3 @@ def test_carried_tangents_equal_forward_mode_of_the_whole(network: ModulatedNetw
 def test_bad_shapes_are_named(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiT(DiTConfig(**({"depth": 1, "num_classes": 2} | values)))
-
-
-def test_blocks_can_be_checkpointed(flow: FlowMap, inputs: dict) -> None:
-    """A block is an ordinary module between plain tensors, so activation checkpointing does not touch the result."""
-    from torch.utils.checkpoint import checkpoint
-
-    def gradient() -> torch.Tensor:
-        flow.zero_grad()
-        flow.terminal_velocity(**inputs)[1].square().sum().backward()
-        return flow.network.blocks[0].attention.qkv.weight.grad
-
-    plain = gradient()
-    for block in flow.network.blocks:
-        forward = block.forward
-        block.forward = lambda *a, forward=forward, **k: checkpoint(forward, *a, use_reentrant=False, **k)
-    torch.testing.assert_close(gradient(), plain, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.slow
-def test_blocks_compile_whole_with_gradients_through_the_tangent(flow: FlowMap, inputs: dict) -> None:
-    def gradient() -> torch.Tensor:
-        flow.zero_grad()
-        x_s, df_ds = flow.terminal_velocity(**inputs)
-        (x_s.square().sum() + df_ds.square().sum()).backward()
-        return torch.cat([p.grad.flatten() for p in flow.parameters() if p.grad is not None])
-
-    eager = gradient()
-    for block in flow.network.blocks:
-        block.compile(fullgraph=True)
-    torch.testing.assert_close(gradient(), eager, rtol=1e-9, atol=1e-10)
-    verify_tangents(flow)

@@ -106,6 +106,9 @@ def test_what_may_change(tmp_path: Path) -> None:
         "keep_checkpoints": 4,
         "device": "auto",
         "strict": True,
+        "precision": "float32",
+        "compile": "off",
+        "recompute": "full",
     }
     assert other.keys() | {"run"} == MAY_CHANGE
     assert open_run(tiny_config(tmp_path, **other)) == checkpoint_path(tmp_path, 4)

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("tvmatch.cli.train", "train a generator (handwritten digits, if you give no arguments)"),
     "sample": ("tvmatch.cli.sample", "draw pictures with a trained run"),
     "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
+    "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),
     "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
 }
 BAD_INPUT = 2  # exit code for a command line or an input that cannot work

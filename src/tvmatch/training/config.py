@@ -13,6 +13,9 @@ import yaml
 from tvmatch.guidance import parse_guidance
 
 ObjectiveName = Literal["terminal-velocity", "flow-matching"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "on", "off"]
+Recompute = Literal["none", "selective", "full"]
 JumpName = Literal["truncated-gap", "logit-normal", "uniform"]
 
 
@@ -52,6 +55,9 @@ class TrainConfig:
     checkpoint_every: int = 300  # steps between checkpoints
     keep_checkpoints: int = 2  # the last so many are kept
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
+    precision: Precision = "auto"  # of the blocks; weights stay float32 (auto: bfloat16 on a GPU)
+    compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
+    recompute: Recompute = "none"  # activations to compute again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -35,6 +35,7 @@ from tvmatch.training.checkpoint import (
 )
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
 from tvmatch.training.preview import draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
@@ -67,8 +68,10 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     state, header = prepare(config, source, device)
     if checkpoint_before is not None:
         resume(state, header, checkpoint_before, device)
+    dtype = compute_dtype(config.precision, device)
+    prepare_objective(state.objective, dtype, should_compile(config.compile, device), config.recompute)
     if isinstance(state.objective, TerminalVelocityMatching):
-        verify_tangents(state.objective.flow)
+        verify_tangents(state.objective.flow, config.batch_size)
     # only now is anything written: an option that cannot work must not leave a folder that then refuses the right one
     with claim_run(config):
         try:
@@ -102,10 +105,11 @@ def prepare(config: TrainConfig, source: Source, device: torch.device) -> tuple[
     """A fresh training state, and the header that its checkpoints carry."""
     channels, side, _ = source.shape
     shape = network_config(config.network, side, channels, source.num_classes)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        flow = build_flow(config, shape).to(device)
-    objective = build_objective(config, flow).to(device)
+        with device:  # initial weights are normalised on the device: quick for large networks on a GPU
+            flow = build_flow(config, shape)
+    objective = build_objective(config, flow)
     optimizer = torch.optim.AdamW(
         flow.parameters(),
         lr=config.learning_rate,

@@ -24,7 +24,19 @@ UNFINISHED = ".config.yaml.tmp"  # left by a start that was killed while it wrot
 
 # What a continued run may change: how long it goes on, what it reports, where it runs
 MAY_CHANGE = frozenset(
-    {"run", "steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "device", "strict"}
+    {
+        "run",
+        "steps",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "device",
+        "strict",
+        "precision",
+        "compile",
+        "recompute",
+    }
 )
 
 

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Training steps of the sizes that matter: images/s, memory, utilisation, seconds to compile.
+
+    python benchmarks/train_step.py --json benchmarks/results/train_step_<gpu>.json      (an H200 or H100)
+    python benchmarks/train_step.py --tiny                                               (a CPU: does it run)
+
+One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run.
+"""
+
+import argparse
+import json
+import subprocess
+import traceback
+from pathlib import Path
+
+import torch
+
+from tvmatch import __version__
+from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
+
+XL = {"network": "DiT-XL/2", "image_size": 32, "channels": 4}
+CASES = [
+    StepCase(**XL, batch=64),
+    StepCase(**XL, batch=64, objective="flow-matching", guidance="1"),
+    StepCase(**XL, batch=64, recompute="full"),
+    StepCase(**XL, batch=64, recompute="selective"),
+    StepCase("DiT-S/4", 32, 3, 1024, classes=10),
+    StepCase("DiT-XL/2", 64, 4, 16),
+]
+TINY = [
+    StepCase("DiT-Digits/4", 8, 1, 16, objective=objective, recompute=recompute, classes=10)
+    for objective in ("terminal-velocity", "flow-matching")
+    for recompute in ("none", "selective", "full")
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not options.tiny:
+        raise SystemExit("no GPU here; use --tiny to see that it runs")
+    matmul = matmul_tflops(device)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    result = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "tvmatch": __version__,
+        "commit": options.commit or git.stdout.strip(),
+        "matmul_tflops": matmul,
+        "rows": [],
+    }
+    print(f"{result['device']}, torch {torch.__version__}, matmul {matmul:.0f} TFLOP/s", flush=True)
+    for case in TINY if options.tiny else CASES:
+        try:
+            row = measure_step(case, device, matmul, steps=3 if options.tiny else 10)
+        except Exception as error:  # one case that fails must not lose the others
+            traceback.print_exc()
+            result["rows"].append({"network": case.network, "policy": case.recompute, "error": repr(error)})
+            continue
+        result["rows"].append(row)
+        memory = "" if row["peak_gib"] is None else f"{row['peak_gib']:6.1f} GiB"
+        print(
+            f"{row['network']:>12} {row['data']:>8} {row['objective']:>17} batch {row['batch']:<4} {row['policy']:>9}: "
+            f"{row['images_per_second']:8.1f} img/s {row['milliseconds']:7.1f} ms {memory} mfu {row['mfu']:.2f} "
+            f"first step {row['compile_seconds']:.0f} s",
+            flush=True,
+        )
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""`tvmatch bench step`."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from tvmatch.cli.options import parse
+from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute
+
+DESCRIPTION = """Measure a training step on random data: images a second, memory, share of the machine's matrix rate
+(11 forward passes counted for TVM), seconds to compile, and the cost relative to a flow-matching step."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure."""
+
+    what: tyro.conf.Positional[Literal["step"]]  # a training step
+    network: str = "DiT-S/2"  # see `tvmatch presets`
+    image_size: int = 32  # pixels (or latent cells) a side
+    channels: int = 4
+    classes: int = 1000
+    batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 64
+    objective: ObjectiveName = "terminal-velocity"
+    guidance: str = "2"  # w, as for `tvmatch train`
+    precision: Precision = "auto"  # of the blocks (auto: bfloat16 on a GPU)
+    compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
+    recompute: Recompute = "none"  # activations to compute again in the backward pass
+    steps: int = 10  # timed steps
+    device: str = "auto"
+    out: Path | None = None  # write the rows to this JSON file
+
+
+def command(arguments: list[str]) -> int:
+    """Measure the step, and a flow-matching step beside it; print both and their ratio."""
+    options = parse(BenchOptions, "bench", DESCRIPTION, arguments)
+    if options.batch_size < 1 or options.steps < 1:
+        raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")
+    import torch
+
+    from tvmatch.files import write_text
+    from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
+    from tvmatch.training.loop import choose_device
+
+    device = choose_device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    matmul = matmul_tflops(device)
+    print(f"{name}, torch {torch.__version__}, matrix product {matmul:.2f} TFLOP/s", file=sys.stderr)
+    rows = []
+    objectives: list[tuple[ObjectiveName, str]] = [(options.objective, options.guidance)]
+    if options.objective != "flow-matching":
+        objectives.append(("flow-matching", "1"))
+    for objective, guidance in objectives:
+        case = StepCase(
+            network=options.network,
+            image_size=options.image_size,
+            channels=options.channels,
+            batch=options.batch_size,
+            objective=objective,
+            guidance=guidance,
+            recompute=options.recompute,
+            precision=options.precision,
+            compile=options.compile,
+            classes=options.classes,
+        )
+        rows.append(measure_step(case, device, matmul, options.steps))
+    for row in rows:
+        memory = "" if row["peak_gib"] is None else f", {row['peak_gib']:.1f} GiB"
+        Console().print(
+            f"{row['objective']:>17}: {row['images_per_second']:.1f} images/s, {row['milliseconds']:.1f} ms a step{memory}"
+            f", utilisation {row['mfu']:.2f}, first step {row['compile_seconds']:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(rows) == 2:
+        print(f"a step costs {rows[0]['milliseconds'] / rows[1]['milliseconds']:.2f} times one of flow matching")
+    if options.out is not None:
+        result = {"device": name, "torch": torch.__version__, "matmul_tflops": matmul, "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.out, json.dumps(result, indent=1) + "\n")
+    return 0

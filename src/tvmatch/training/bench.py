@@ -1,0 +1,141 @@
+"""What a training step costs: images a second, memory, utilisation, seconds to compile."""
+
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tvmatch.flow_map import FlowMap
+from tvmatch.networks.presets import build_network, network_config
+from tvmatch.training.build import build_objective
+from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute, TrainConfig
+from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+
+# Forward passes of arithmetic in one step (DESIGN section 3): JVP forward 2 and its backward 4, boundary forward and
+# backward 3, target 2; flow matching has the boundary alone, and guided also one target pass.
+FORWARD_PASSES: dict[ObjectiveName, int] = {"terminal-velocity": 11, "flow-matching": 4}
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One training step to measure."""
+
+    network: str
+    image_size: int
+    channels: int
+    batch: int
+    objective: ObjectiveName = "terminal-velocity"
+    guidance: str = "2"
+    recompute: Recompute = "none"
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+    classes: int = 1000
+
+
+def forward_flops(case: StepCase) -> int:
+    """Floating-point operations of one forward pass of one sample, counted on shapes alone."""
+    with torch.device("meta"):
+        network = build_network(network_config(case.network, case.image_size, case.channels, case.classes))
+        x = torch.empty(1, case.channels, case.image_size, case.image_size)
+        one = torch.ones(1)
+        with FlopCounterMode(display=False) as counter:
+            network(x, one, one, torch.zeros(1, dtype=torch.int64), one)
+    return counter.get_total_flops()
+
+
+def matmul_tflops(device: torch.device, size: int = 8192) -> float:
+    """The rate of a plain bfloat16 (CPU: float32, smaller) matrix product on random numbers, median of 10."""
+    if device.type == "cpu":
+        size, dtype = 1024, torch.float32
+    else:
+        dtype = torch.bfloat16
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    times = []
+    for _ in range(10):
+        _wait(device)
+        began = time.perf_counter()
+        a @ b
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(times) / 1e12
+
+
+def measure_step(case: StepCase, device: torch.device, matmul: float, steps: int = 10) -> dict[str, Any]:
+    """Train `steps` steps on random data and return one row of figures; medians over the steps.
+
+    compile_seconds is the time of the first step. The step is the loop's own: loss, backward, clipping, AdamW, the
+    target's average and two evaluation averages.
+    """
+    gc.collect()  # what an earlier case left behind would count as memory of this one
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    shape = network_config(case.network, case.image_size, case.channels, case.classes)
+    config = TrainConfig(objective=case.objective, guidance=case.guidance)
+    torch.manual_seed(0)
+    with device:
+        flow = FlowMap(build_network(shape))
+    objective = build_objective(config, flow)
+    ema = EvaluationEma(flow, config.evaluation_ema)
+    prepare_objective(
+        objective, compute_dtype(case.precision, device), should_compile(case.compile, device), case.recompute
+    )
+    parameters = list(flow.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
+    label = torch.arange(case.batch, device=device) % case.classes
+
+    def step(number: int) -> None:
+        objective.seed(number)
+        objective(x0, label).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if objective.target is not None:
+            move_towards(objective.target, flow, 0.99)
+        ema.update(flow, number)
+
+    _wait(device)
+    began = time.perf_counter()
+    step(0)
+    _wait(device)
+    first = time.perf_counter() - began
+    for number in range(1, 4):
+        step(number)
+    _wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = []
+    for number in range(4, 4 + steps):
+        _wait(device)
+        began = time.perf_counter()
+        step(number)
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times)
+    flops = FORWARD_PASSES[case.objective] * forward_flops(case) * case.batch
+    return {
+        "network": case.network,
+        "data": f"{case.channels}x{case.image_size}x{case.image_size}",
+        "objective": case.objective,
+        "batch": case.batch,
+        "policy": case.recompute,
+        "gpus": 1 if device.type == "cuda" else 0,
+        "strategy": "single",
+        "images_per_second": case.batch / seconds,
+        "milliseconds": seconds * 1e3,
+        "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        "mfu": flops / seconds / (matmul * 1e12),
+        "compile_seconds": first,
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

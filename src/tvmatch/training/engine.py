@@ -1,0 +1,102 @@
+"""How a network runs on the hardware: 16-bit compute, compiled blocks, recomputed activations.
+
+All of it is applied from outside to networks that know nothing of it, one equal block at a time, so that 28 blocks
+compile once. The order matters: copies of the flow map (target, averages) are made first, recomputation is wrapped
+around a block before the block is compiled.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from tvmatch.networks.modulated import ModulatedNetwork
+from tvmatch.objectives import Objective
+from tvmatch.training.config import Compile, Precision, Recompute
+
+Result = TypeVar("Result")
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """`auto`: bfloat16 on a GPU; on a CPU, where it may be emulated, the dtype of the weights (None)."""
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def should_compile(option: Compile, device: torch.device) -> bool:
+    """`auto`: on a GPU. On two CPU cores compiling takes longer than a short run saves (docs/engine.md)."""
+    return option == "on" or (option == "auto" and device.type == "cuda")
+
+
+# PyTorch counts the compiled variants of all modules that share a method together, and stops at 8: block, conditioning
+# and final layer, each with gradients and as target, are 6 at every size of batch.
+COMPILED_VARIANTS = 64
+
+
+def prepare_network(network: nn.Module, dtype: torch.dtype | None, compiled: bool, recompute: Recompute) -> None:
+    """Apply 16-bit compute, recomputation of activations and compilation to the blocks of one network."""
+    if not isinstance(network, ModulatedNetwork):
+        if dtype is not None or compiled or recompute != "none":
+            raise ValueError(
+                f"{type(network).__name__} has no equal blocks; it runs with precision float32, compile off and "
+                "recompute none only."
+            )
+        return
+    network.set_compute_dtype(dtype)
+    if compiled:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for block in network.blocks:
+        if recompute != "none":
+            block.plain, block.pair = (recomputed(call, recompute) for call in (block.plain, block.pair))
+    if compiled:
+        for part in (*network.blocks, network.conditioning, network.final):
+            part.plain, part.pair = (
+                torch.compile(call, fullgraph=True, dynamic=False) for call in (part.plain, part.pair)
+            )
+
+
+def recomputed(call: Callable[..., Result], recompute: Recompute) -> Callable[..., Result]:
+    """`call`, keeping only its inputs (`full`), or also what products and attention give (`selective`)."""
+    context = {"context_fn": _keep_products} if recompute == "selective" else {}
+
+    def wrapped(*inputs: Any) -> Result:
+        return checkpoint(call, *inputs, use_reentrant=False, **context)
+
+    return wrapped
+
+
+def prepare_objective(objective: Objective, dtype: torch.dtype | None, compiled: bool, recompute: Recompute) -> None:
+    """The same for the network that is trained and for its target, which never needs activations."""
+    prepare_network(objective.flow.network, dtype, compiled, recompute)
+    if objective.target is not None:
+        prepare_network(objective.target.network, dtype, compiled, "none")
+
+
+def _keep_products() -> tuple:
+    """Selective recomputation: keep what matrix products and attention give, compute everything elementwise again."""
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: object, operator: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in _products() else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@functools.cache
+def _products() -> frozenset:
+    aten = torch.ops.aten
+    return frozenset(
+        {
+            aten.mm.default,
+            aten.addmm.default,
+            aten.bmm.default,
+            aten._scaled_dot_product_flash_attention.default,
+            aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_cudnn_attention.default,
+            aten._scaled_dot_product_flash_attention_for_cpu.default,
+            torch.ops.tvmatch.dual_attention.default,
+        }
+    )

@@ -1,0 +1,36 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tvmatch.cli import main
+
+SMALL = ["bench", "step", "--network", "DiT-Digits/8", "--image-size", "8", "--channels", "1", "--classes", "3"]
+
+
+def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "new" / "rows.json"
+    assert main([*SMALL, "--batch-size", "2", "--steps", "1", "--device", "cpu", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "images/s" in text
+    assert "times one of flow matching" in text
+    result = json.loads(out.read_text())
+    assert result["device"] == "cpu"
+    assert [row["objective"] for row in result["rows"]] == ["terminal-velocity", "flow-matching"]
+    for row in result["rows"]:
+        assert row["images_per_second"] > 0
+        assert 0 < row["mfu"] < 1
+        assert row["policy"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "batch-size and steps must be at least 1"),
+        (["--network", "DiT-S/3"], "no network is called 'DiT-S/3'"),
+        (["--guidance", "0"], "guidance '0'"),
+    ],
+)
+def test_bad_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*SMALL, "--device", "cpu", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""The engine changes how a step runs, not what it computes."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_flow_map import GaussianNetwork
+from tvmatch.flow_map import FlowMap
+from tvmatch.objectives import TerminalVelocityMatching
+from tvmatch.training.engine import compute_dtype, prepare_network, prepare_objective, should_compile
+
+
+def step(flow: FlowMap, **options: object) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one step of a copy of `flow` that the engine prepared."""
+    objective = TerminalVelocityMatching(copy.deepcopy(flow))
+    prepare_objective(objective, **{"dtype": None, "compiled": False, "recompute": "none"} | options)
+    objective.seed(1)
+    x0 = torch.linspace(-1, 1, 4 * 32, dtype=torch.float64).view(4, 2, 4, 4)
+    loss = objective(x0, torch.tensor([0, 1, 2, -1])).loss
+    loss.backward()
+    return loss.detach(), torch.cat([parameter.grad.flatten() for parameter in objective.flow.parameters()])
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation_gives_the_same_loss_and_gradient(flow: FlowMap, recompute: str) -> None:
+    torch.testing.assert_close(step(flow, recompute=recompute), step(flow), rtol=1e-12, atol=1e-14)
+
+
+def test_full_recomputation_runs_each_block_again(flow: FlowMap) -> None:
+    calls = []
+    flow = copy.deepcopy(flow)
+    prepare_network(flow.network, None, compiled=False, recompute="full")
+    flow.network.blocks[0].attention.qkv.register_forward_hook(lambda *a: calls.append(1))
+    x, ones = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    flow.velocity(x, ones, torch.zeros(2, dtype=torch.int64), ones).sum().backward()
+    assert len(calls) == 2
+
+
+def test_sixteen_bits_agree_to_sixteen_bits(flow: FlowMap) -> None:
+    exact, rounded = step(flow), step(flow, dtype=torch.bfloat16)
+    assert 0 < float((exact[1] - rounded[1]).norm() / exact[1].norm()) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_compiled_steps_agree(flow: FlowMap, recompute: str) -> None:
+    torch.testing.assert_close(step(flow, compiled=True, recompute=recompute), step(flow), rtol=1e-8, atol=1e-9)
+
+
+def test_choices_by_device() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compute_dtype("auto", cpu) is None
+    assert compute_dtype("auto", gpu) == compute_dtype("bfloat16", cpu) == torch.bfloat16
+    assert compute_dtype("float32", gpu) is None
+    assert should_compile("auto", gpu)
+    assert not should_compile("auto", cpu)
+    assert should_compile("on", cpu)
+    assert not should_compile("off", gpu)
+
+
+def test_a_network_without_equal_blocks_is_refused_what_it_cannot_do() -> None:
+    network = GaussianNetwork(0.5)
+    prepare_network(network, None, compiled=False, recompute="none")
+    with pytest.raises(ValueError, match="GaussianNetwork has no equal blocks"):
+        prepare_network(network, None, compiled=True, recompute="none")
