@@ -22,9 +22,9 @@ XL = {"network": "DiT-XL/2", "image_size": 32, "channels": 4}
 CASES = [
     StepCase(**XL, batch=64),
     StepCase(**XL, batch=64, objective="flow-matching", guidance="1"),
+    StepCase("DiT-S/4", 32, 3, 1024, classes=10),
     StepCase(**XL, batch=64, recompute="full"),
     StepCase(**XL, batch=64, recompute="selective"),
-    StepCase("DiT-S/4", 32, 3, 1024, classes=10),
     StepCase("DiT-XL/2", 64, 4, 16),
 ]
 TINY = [

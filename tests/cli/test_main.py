@@ -13,6 +13,7 @@ EXPECTED = {
     "train": ("--run", "--data", "--network", "--steps", "--evaluation-ema", "Ctrl-C", "the same command continues"),
     "sample": ("--out", "--nfe", "--w", "--class", "--seed", "--count"),
     "evaluate": ("--nfe", "--w", "--samples", "--out"),
+    "bench": ("step", "--network", "--batch-size", "--recompute", "--out", "flow-matching"),
     "presets": ("--image-size", "--channels", "--classes"),
 }
 
