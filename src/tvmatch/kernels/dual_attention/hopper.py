@@ -22,8 +22,8 @@ except ImportError:  # a Triton without Gluon's Hopper dialect: the plain kernel
 
 # Padded head size -> (keys per stage, stages, queries in registers, overlapped steps, alternating warpgroups).
 FORWARD = {64: (64, 4, True, True, False), 128: (64, 2, False, False, False)}
-# Padded head size -> (stages, atomic additions).
-BACKWARD = {64: (3, True), 128: (2, True)}
+# Padded head size -> (stages, additions of dq and dtq under the next tile's products: a head of 128 lacks registers).
+BACKWARD = {64: (3, True), 128: (2, False)}
 
 
 def padded_head(D: int) -> int:
@@ -47,19 +47,28 @@ def _copyable(x: Tensor) -> bool:
     return aligned and x.data_ptr() % 16 == 0
 
 
-def takes(table: dict, tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool) -> bool:
-    """Whether the kernel of `table` (FORWARD or BACKWARD) can run: plain masks, all tangents, 16 bits, aligned rows."""
+def _takes(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool, heads: range) -> bool:
     if not AVAILABLE or causal or kv_lengths is not None or os.environ.get("TVMATCH_HOPPER", "1") == "0":
         return False
     q = tensors[0]
     return (
         q.is_cuda
         and _is_hopper(q.device.index)
-        and padded_head(q.shape[3]) in table
-        and 48 <= q.shape[3] <= 128
+        and q.shape[3] in heads
         and q.dtype in (torch.bfloat16, torch.float16)
         and all(x is not None and _copyable(x) for x in tensors)
     )
+
+
+def takes_forward(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool) -> bool:
+    """Whether `forward` can run and pays: no masks, all tangents, 16 bits, aligned rows, a head that fills its tile."""
+    D = tensors[0].shape[3]
+    return _takes(tensors, kv_lengths, causal, range(104, 129, 8) if D > 64 else range(48, 65, 8))
+
+
+def takes_backward(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool) -> bool:
+    """Whether `backward` can run and pays."""
+    return takes_forward(tensors, kv_lengths, causal)
 
 
 def _gl_dtype(dtype: torch.dtype):
@@ -70,9 +79,9 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     """A [1, 1, rows, D] window on a [B, H, N, D] tensor; rows beyond N read as zeros."""
     block = [1, 1, rows, padded_head(x.shape[3])]
     # The stride of a dimension of one element means nothing and may be unaligned.
-    strides = [8 if n == 1 else s for s, n in zip(x.stride(), x.shape, strict=True)][:3] + [1]
+    strides = [8 if n == 1 else s for s, n in zip(x.stride()[:3], x.shape[:3], strict=True)]
     layout = gl.NVMMASharedLayout.get_default_for(block, _gl_dtype(x.dtype))
-    return TensorDescriptor(x, list(x.shape), strides, block, layout)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)
 
 
 def forward(
@@ -100,13 +109,13 @@ def forward(
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, o: Tensor, to: Tensor, lse: Tensor,
-    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, bool] | None = None, lag: float = 2.0,
+    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, bool] | None = None, lag: float = 2.5,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the contract of `reference.dual_attention_backward` without masks."""
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
     width = padded_head(D)
-    stages, atomic = config or BACKWARD[width]
+    stages, defer = config or BACKWARD[width]
     grads = tuple(torch.empty_like(x) for x in (q, k, v, tq, tk, tv))
     dq, dk, dv, dtq, dtk, dtv = grads
     tiles = triton.cdiv(n_q, 64)
@@ -122,15 +131,14 @@ def backward(
     # before it is `lag` tiles ahead. One head's blocks alone would wait for each other.
     group = min(B * H, int(lag * _multiprocessors(q.device.index) / tiles) + 1)
     counters = torch.zeros(1 + 2 * group * tiles, device=q.device, dtype=torch.int32)
-    partials = torch.empty((2, group, padded, width) if positions > 1 else (1,), device=q.device, dtype=torch.float32)
-    flat = TensorDescriptor(
-        stats, [4 * plane], [1], [64], gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    )
+    partials = torch.empty(2 * group * padded * width if positions > 1 else 1, device=q.device, dtype=torch.float32)
+    plain = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    rows = TensorDescriptor(stats, [4 * plane], [1], [64], plain)
     hopper_backward_kernel[(B * H * positions,)](
         _descriptor(q, 64), _descriptor(k, 64), _descriptor(v, 64),
         _descriptor(tq, 64), _descriptor(tk, 64), _descriptor(tv, 64),
-        _descriptor(do, 64), _descriptor(dto, 64), flat, dq, dk, dv, dtq, dtk, dtv,
+        _descriptor(do, 64), _descriptor(dto, 64), rows, dq, dk, dv, dtq, dtk, dtv,
         *(s for x in grads for s in x.stride()[:3]), partials, counters, scale, B, H, n_q, n_kv, padded, plane, group,
-        HEAD=D, D=width, STAGES=stages, EVEN=n_kv % 64 == 0, ATOMIC=atomic, num_warps=4,
+        HEAD=D, D=width, STAGES=stages, EVEN=n_kv % 64 == 0, DEFER=defer, num_warps=4,
     )  # fmt: skip
     return grads

@@ -109,51 +109,65 @@ def _produce(
 
 
 @gluon.jit
-def _keep_order(counters, turn, my_turn, added, steps):
+def add_vectors(pointers, x):
+    """Atomic additions of four neighbouring numbers at a time (a quarter of the instructions); no result."""
+    gl.inline_asm_elementwise(
+        """{
+        red.relaxed.gpu.global.add.v4.f32 [$4], {$8, $9, $10, $11};
+        mov.b32 $0, 0;
+        mov.b32 $1, 0;
+        mov.b32 $2, 0;
+        mov.b32 $3, 0;
+        }""",
+        "=r,=r,=r,=r,l,l,l,l,r,r,r,r",
+        [pointers.to(gl.int64), x],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=4,
+    )
+
+
+@gluon.jit
+def _keep_order(counters, turn, go, done, steps):
     """A warp that waits for the turn of each tile and publishes the addition, off the path of the matrix units."""
     for step in range(steps):
         wait_turn(counters + step, turn)
-        mbarrier.arrive(my_turn, count=1)
-        mbarrier.wait(added, step & 1)
+        mbarrier.arrive(go, count=1)
+        mbarrier.wait(done, step & 1)
         gl.atomic_add(counters + step, 1, sem="release", scope="gpu")
 
 
 @gluon.jit
-def _hand_over(x, OUT, out_n, m0, N_Q, partial, position, last, HEAD: gl.constexpr, ATOMIC: gl.constexpr):
+def _hand_over(
+    x, OUT, out_n, step, N_Q, partials, go, done, position, last, HEAD: gl.constexpr,
+):  # fmt: skip
     """Add one [64, D] tile to the running sum of its queries, in turn; the last position writes the result."""
     D: gl.constexpr = x.shape[1]
     # The order of the sums in memory is that of the registers (row = 16 warp + 8 i + g, column = 16 j + 8 e + 2 t + f):
-    # a thread's address is one base and constants. Atomic additions are 4 bytes each, so there every access of a warp
-    # is one 128-byte line; loads and stores move 16 bytes a thread.
-    VECTOR: gl.constexpr = 1 if ATOMIC else 4
-    parts = x.reshape([4, 2, 8, D // 16, 2, 4, 2])
-    if ATOMIC:
-        y = parts.permute((3, 4, 1, 6, 0, 2, 5)).reshape([D // 2, 128])
-    else:
-        y = parts.permute((3, 1, 0, 2, 5, 4, 6)).reshape([D // 8, 512])
-    flat: gl.constexpr = y.type.layout
-    place = gl.arange(0, D // 2 // VECTOR, gl.SliceLayout(1, flat))[:, None] * (128 * VECTOR)
-    place += gl.arange(0, 128 * VECTOR, gl.SliceLayout(0, flat))[None, :]
-    if position == 0:
-        if position < last:
+    # a thread's address is one base and constants, and it moves 16 bytes at a time.
+    flat: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [1, 4], [1, 0])
+    y = x.reshape([4, 2, 8, D // 16, 2, 4, 2]).permute((3, 1, 0, 2, 5, 4, 6)).reshape([D // 8, 512])
+    y = gl.convert_layout(y, flat)
+    place = gl.arange(0, D // 8, gl.SliceLayout(1, flat))[:, None] * 512
+    place += gl.arange(0, 512, gl.SliceLayout(0, flat))[None, :]
+    partial = partials + step * 64 * D
+    mbarrier.wait(go, step & 1)
+    if position < last:
+        if position == 0:
             gl.store(partial + place, y)
-    elif ATOMIC and position < last:
-        gl.atomic_add(partial + place, y, sem="relaxed", scope="gpu")
-    else:
-        y += gl.load(partial + place, cache_modifier=".cg")
-        if position < last:
-            gl.store(partial + place, y)
-    if position == last:
-        layout: gl.constexpr = x.type.layout
-        out = y.to(OUT.dtype.element_ty)
-        if ATOMIC:
-            out = out.reshape([D // 16, 2, 2, 2, 4, 8, 4]).permute((4, 2, 5, 0, 1, 6, 3))
         else:
-            out = out.reshape([D // 16, 2, 4, 8, 4, 2, 2]).permute((2, 1, 3, 0, 5, 4, 6))
-        out = gl.convert_layout(out.reshape([64, D]), layout, assert_trivial=True)
-        rows = m0 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
+            add_vectors(partial + place, y)
+    if position == last:
+        if position > 0:
+            y += gl.load(partial + place, cache_modifier=".cg")
+        layout: gl.constexpr = x.type.layout
+        out = y.to(OUT.dtype.element_ty).reshape([D // 16, 2, 4, 8, 4, 2, 2]).permute((2, 1, 3, 0, 5, 4, 6))
+        out = gl.convert_layout(out.reshape([64, D]), layout)
+        rows = step * 64 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
         columns = gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
         gl.store(OUT + rows * out_n + columns, out, mask=(rows < N_Q) & (columns < HEAD))
+    gl.thread_barrier()
+    mbarrier.arrive(done, count=1)
 
 
 @gluon.jit
@@ -166,10 +180,7 @@ def _store_keys(OUT, x, n0, out_n, N_KV, HEAD: gl.constexpr):
 
 
 @gluon.jit
-def _add_dq(
-    dsT, dtsT, k, tk, ds_ready, ds_empty, my_turn, added, step, scale, DQ, dq_n, N_Q, partials, position, last,
-    HEAD: gl.constexpr, D: gl.constexpr, ATOMIC: gl.constexpr,
-):  # fmt: skip
+def _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, step, scale, D: gl.constexpr):
     """dq of one tile: scale (dS k + dtS tk)."""
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     zero = gl.full([64, D], 0.0, gl.float32, wide)
@@ -179,18 +190,15 @@ def _add_dq(
     x = warpgroup_mma_wait(0, [token]) * scale
     gl.thread_barrier()
     mbarrier.arrive(ds_empty, count=1)
-    mbarrier.wait(my_turn, step & 1)
-    _hand_over(x, DQ, dq_n, step * 64, N_Q, partials + step * 64 * D, position, last, HEAD, ATOMIC)
-    gl.thread_barrier()
-    mbarrier.arrive(added, count=1)
+    return x
 
 
 @gluon.jit
 def _probabilities(
     DQ, DV, DTV, dq_n, dv_n, dtv_n, partials, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
-    kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, my_turn, added,
+    kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, go, done,
     scale, n0, steps, position, last, N_Q, N_KV,
-    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, ATOMIC: gl.constexpr,
+    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, DEFER: gl.constexpr,
 ):  # fmt: skip
     """First role: P = softmax(S), B = tS - mu; dv = P^T do + (P*B)^T dto, dtv = P^T dto; dq of the tile before."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -206,6 +214,7 @@ def _probabilities(
     zero = gl.full([64, 64], 0.0, gl.float32, layout)
     dv = gl.full([64, D], 0.0, gl.float32, wide)
     dtv = gl.full([64, D], 0.0, gl.float32, wide)
+    x = gl.full([64, D], 0.0, gl.float32, wide)
     mbarrier.wait(kv_ready, 0)
     for step in range(steps):
         stage = step % STAGES
@@ -217,6 +226,10 @@ def _probabilities(
         s_token = warpgroup_mma(k, qT, zero, use_acc=False, is_async=True)
         ts_token = warpgroup_mma(k, tqT, zero, use_acc=False, is_async=True)
         ts_token = warpgroup_mma(tk, qT, ts_token, is_async=True)
+        if DEFER:  # noqa: SIM102  (one condition is the compiler's, the other the device's)
+            if step > 1:
+                # The additions go out under the products that have just been started.
+                _hand_over(x, DQ, dq_n, step - 2, N_Q, partials, go, done, position, last, HEAD)
         s = warpgroup_mma_wait(2, [s_token])
         p = gl.exp2(s * scale2 - stats_smem.index(4 * stage).load(column)[None, :])
         if not EVEN:
@@ -239,10 +252,14 @@ def _probabilities(
         gl.thread_barrier()
         mbarrier.arrive(empty.index(stage), count=1)
         if step > 0:
-            _add_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, my_turn, added, step - 1, scale, DQ, dq_n, N_Q, partials,
-                    position, last, HEAD, D, ATOMIC)  # fmt: skip
-    _add_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, my_turn, added, steps - 1, scale, DQ, dq_n, N_Q, partials, position,
-            last, HEAD, D, ATOMIC)  # fmt: skip
+            x = _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, step - 1, scale, D)
+            if not DEFER:
+                _hand_over(x, DQ, dq_n, step - 1, N_Q, partials, go, done, position, last, HEAD)
+    if DEFER:  # noqa: SIM102
+        if steps > 1:
+            _hand_over(x, DQ, dq_n, steps - 2, N_Q, partials, go, done, position, last, HEAD)
+    x = _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, steps - 1, scale, D)
+    _hand_over(x, DQ, dq_n, steps - 1, N_Q, partials, go, done, position, last, HEAD)
     _store_keys(DV, dv, n0, dv_n, N_KV, HEAD)
     _store_keys(DTV, dtv, n0, dtv_n, N_KV, HEAD)
 
@@ -250,9 +267,9 @@ def _probabilities(
 @gluon.jit
 def _gradients(
     DTQ, DK, DTK, dtq_n, dk_n, dtk_n, partials, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
-    kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, my_turn, added,
+    kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, go, done,
     scale, n0, steps, position, last, N_Q, N_KV,
-    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, ATOMIC: gl.constexpr,
+    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, DEFER: gl.constexpr,
 ):  # fmt: skip
     """Second role: C, dP -> dtS = P*C, dS = P*(dP - d2 + B*C); dk = dS^T q + dtS^T tq, dtk = dtS^T q, dtq = dtS k."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -268,6 +285,7 @@ def _gradients(
     wide_zero = gl.full([64, D], 0.0, gl.float32, wide)
     dk = gl.full([64, D], 0.0, gl.float32, wide)
     dtk = gl.full([64, D], 0.0, gl.float32, wide)
+    x = wide_zero
     mbarrier.wait(kv_ready, 0)
     for step in range(steps):
         stage = step % STAGES
@@ -279,6 +297,9 @@ def _gradients(
         c_token = warpgroup_mma(v, dtoT, zero, use_acc=False, is_async=True)
         dp_token = warpgroup_mma(v, doT, zero, use_acc=False, is_async=True)
         dp_token = warpgroup_mma(tv, dtoT, dp_token, is_async=True)
+        if DEFER:  # noqa: SIM102
+            if step > 0:
+                _hand_over(x, DTQ, dtq_n, step - 1, N_Q, partials, go, done, position, last, HEAD)
         mbarrier.wait(p_ready, step & 1)
         p = p_smem.index(0).load(layout)
         centred = p_smem.index(1).load(layout)
@@ -304,10 +325,10 @@ def _gradients(
         mbarrier.arrive(empty.index(stage), count=1)
         token = warpgroup_mma(dtsT, k, wide_zero, use_acc=False, is_async=True)
         x = warpgroup_mma_wait(0, [token]) * scale
-        mbarrier.wait(my_turn, step & 1)
-        _hand_over(x, DTQ, dtq_n, step * 64, N_Q, partials + step * 64 * D, position, last, HEAD, ATOMIC)
-        gl.thread_barrier()
-        mbarrier.arrive(added, count=1)
+        if not DEFER:
+            _hand_over(x, DTQ, dtq_n, step, N_Q, partials, go, done, position, last, HEAD)
+    if DEFER:
+        _hand_over(x, DTQ, dtq_n, steps - 1, N_Q, partials, go, done, position, last, HEAD)
     _store_keys(DK, dk * scale, n0, dk_n, N_KV, HEAD)
     _store_keys(DTK, dtk * scale, n0, dtk_n, N_KV, HEAD)
 
@@ -318,9 +339,13 @@ def hopper_backward_kernel(
     DQ, DK, DV, DTQ, DTK, DTV,
     dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n, dtq_b, dtq_h, dtq_n, dtk_b, dtk_h, dtk_n,
     dtv_b, dtv_h, dtv_n, PARTIALS, COUNTERS, scale, B, H, N_Q, N_KV, PADDED, PLANE, GROUP,
-    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, ATOMIC: gl.constexpr,
+    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, DEFER: gl.constexpr,
 ):  # fmt: skip
-    """One block: 64 keys of one head of HEAD columns, padded to D. COUNTERS [1 + 2 * GROUP * tiles] zeroed; PARTIALS [2, GROUP, PADDED, D]."""
+    """One block: 64 keys of one head of HEAD columns, padded to D.
+
+    COUNTERS [1 + 2 * GROUP * tiles] must be zero: the ticket, then whose turn each tile of dq and of dtq is.
+    PARTIALS [2, GROUP, PADDED, D]: the sums of the heads in flight.
+    """
     dtype: gl.constexpr = DQ.dtype.element_ty
     ticket = gl.atomic_add(COUNTERS, 1, sem="relaxed", scope="gpu")
     steps = PADDED // 64
@@ -375,10 +400,10 @@ def hopper_backward_kernel(
             (_probabilities, (DQ, DV, DTV, dq_n, dv_n, dtv_n, dq_sums, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
                               kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, bars.index(5),
                               bars.index(6), scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES, EVEN,
-                              ATOMIC)),
+                              DEFER)),
             (_gradients, (DTQ, DK, DTK, dtq_n, dk_n, dtk_n, dtq_sums, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
                           kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, bars.index(7), bars.index(8),
-                          scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES, ATOMIC)),
+                          scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES, DEFER)),
             (_produce, (q_desc, k_desc, v_desc, tq_desc, tk_desc, tv_desc, do_desc, dto_desc, stats_desc, kv_smem,
                         q_smem, stats_smem, kv_ready, ready, empty, b, h, bh, n0, steps, PADDED, PLANE, D, STAGES)),
             (_keep_order, (dq_turns, turn, bars.index(5), bars.index(6), steps)),

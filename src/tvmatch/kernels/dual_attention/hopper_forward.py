@@ -38,7 +38,7 @@ def _produce(
         for i in gl.static_range(2):
             tma.async_copy_global_to_shared(q_desc, [b, h, m0 + 64 * i, 0], q_ready, q_smem.index(2 * i))
             tma.async_copy_global_to_shared(tq_desc, [b, h, m0 + 64 * i, 0], q_ready, q_smem.index(2 * i + 1))
-        turn += 1
+        turn += 1  # noqa: SIM113
         for step in range(steps):
             stage = count % STAGES
             mbarrier.wait(empty.index(stage), ((count // STAGES) & 1) ^ 1)
@@ -120,7 +120,7 @@ def _consume(
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         b, h, m0 = _place(tile, blocks, H)
         mbarrier.wait(q_ready, turn & 1)
-        turn += 1
+        turn += 1  # noqa: SIM113
         q = q_smem.index(2 * W).reshape([64, D])
         tq = q_smem.index(2 * W + 1).reshape([64, D])
         if Q_REGS:

@@ -11,6 +11,7 @@ Three rules keep tangents from vanishing:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import ModuleType
 
 import torch
@@ -58,6 +59,11 @@ def _kernel(backend: str, q: Tensor) -> ModuleType | None:
     raise ValueError(f"{reason}; use backend='auto' or 'reference'")
 
 
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+
+
 def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [x for x in tensors if x is not None]
 
@@ -66,9 +72,10 @@ def _forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal, backend):
     if q.device.type == "cpu":
         check_length_values(kv_lengths, k.shape[2])
     fused = _kernel(backend, q)
-    if fused is not None:
-        return fused.forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal)
-    return reference.dual_attention_forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal)
+    run = reference.dual_attention_forward if fused is None else fused.forward
+    # The inputs have their final dtype; autocast must not reach into the arithmetic.
+    with torch.autocast(q.device.type, enabled=False) if torch.is_autocast_enabled(q.device.type) else nullcontext():
+        return run(q, k, v, tq, tk, tv, kv_lengths, scale, causal)
 
 
 def _backward(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal, backend):
@@ -248,9 +255,14 @@ def dual_attention(
         ValueError: shapes, dtypes, devices, strides, lengths or options that do not fit.
         RuntimeError: an input is a dual tensor itself (use `scaled_dot_product_attention`).
     """
+    if torch.is_autocast_enabled(q.device.type):
+        # As PyTorch's own attention does; float64 is left alone there too.
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v, tq, tk, tv = (
+            x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v, tq, tk, tv)
+        )
     check_inputs((q, k, v, tq, tk, tv), kv_lengths, scale)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    _check_backend(backend)
     if tq is None and tk is None and tv is None:
         raise ValueError("tq, tk and tv are all None: nothing to propagate; call scaled_dot_product_attention")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -282,12 +294,14 @@ def scaled_dot_product_attention(
         [B, H, N_q, D]; a dual tensor where an input was one.
     """
     (q, tq), (k, tk), (v, tv) = (fwAD.unpack_dual(x) for x in (q, k, v))
+    if not torch.compiler.is_compiling():
+        # PyTorch's forward-mode rules mark some tangents as known zeros; their work can be skipped.
+        tq, tk, tv = (None if t is not None and t._is_zerotensor() else t for t in (tq, tk, tv))
     if tq is not None or tk is not None or tv is not None:
         o, to = dual_attention(q, k, v, tq, tk, tv, scale=scale, causal=causal, kv_lengths=kv_lengths, backend=backend)
         return fwAD.make_dual(o, to)
     check_inputs((q, k, v, None, None, None), kv_lengths, scale)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    _check_backend(backend)
     if kv_lengths is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     visible = torch.arange(k.shape[2], device=q.device) < kv_lengths[:, None]
