@@ -33,6 +33,33 @@ def check(B, H, n_q, n_kv, D, dtype=torch.float32, *, tangents=(True, True, True
     assert all(t.dtype == dtype for t in got)
 
 
+def test_the_backend_that_was_asked_for_runs(monkeypatch):
+    """A wrong choice gives right numbers, slowly: count calls, both ways."""
+    from tvmatch.kernels.dual_attention import reference
+    from tvmatch.kernels.dual_attention import triton as fused
+
+    calls = []
+
+    def spy(module, name):
+        original = getattr(module, name)
+        label = f"{module.__name__.rpartition('.')[2]}.{name}"
+        monkeypatch.setattr(module, name, lambda *a: calls.append(label) or original(*a))
+
+    for name in ("forward", "backward"):
+        spy(fused, name)
+        spy(reference, f"dual_attention_{name}")
+    x = problem(1, 1, 9, 9, 16, torch.float32, device=DEVICE)
+    do, dto = torch.randn(2, 1, 1, 9, 16, device=DEVICE)
+    run(dual_attention, x, do, dto, backend="triton")
+    assert calls == ["triton.forward", "triton.backward"]
+    calls.clear()
+    run(dual_attention, x, do, dto, backend="reference")
+    assert calls == ["reference.dual_attention_forward", "reference.dual_attention_backward"]
+    calls.clear()
+    run(dual_attention, x, do, dto)
+    assert calls[0].startswith("triton" if DEVICE == "cuda" else "reference")
+
+
 @pytest.mark.parametrize("D", [16, 24, 32, 40, 64, 72])
 def test_head_sizes(D):
     check(1, 2, 33, 40, D)
@@ -40,7 +67,7 @@ def test_head_sizes(D):
 
 @pytest.mark.parametrize("n", [1, 7, 63, 65, 200, 257])
 def test_odd_sizes(n):
-    check(1, 1, n, max(n, 2), 16)
+    check(1, 1, n, max(n, 5), 16)
 
 
 def test_a_single_key():
@@ -91,10 +118,10 @@ def test_twice_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
-    B=st.integers(1, 2), H=st.integers(1, 2), n_q=st.integers(1, 70), n_kv=st.integers(2, 70),
-    D=st.sampled_from([16, 24, 48]), causal=st.booleans(), tangents=st.sampled_from(TANGENTS), seed=st.integers(0, 99),
+    B=st.integers(1, 2), H=st.integers(1, 2), n_q=st.integers(1, 40), n_kv=st.integers(2, 40),
+    D=st.sampled_from([16, 24]), causal=st.booleans(), tangents=st.sampled_from(TANGENTS), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape(B, H, n_q, n_kv, D, causal, tangents, seed):
     x = problem(B, H, n_q, n_kv, D, torch.float32, tangents=tangents, device=DEVICE, seed=seed)

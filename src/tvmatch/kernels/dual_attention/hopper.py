@@ -22,8 +22,9 @@ except ImportError:  # a Triton without Gluon's Hopper dialect: the plain kernel
 
 # Padded head size -> (keys per stage, stages, queries in registers, overlapped steps, alternating warpgroups).
 FORWARD = {64: (64, 4, True, True, False), 128: (64, 2, False, False, False)}
-# Padded head size -> (stages, additions of dq and dtq under the next tile's products: a head of 128 lacks registers).
-BACKWARD = {64: (3, True), 128: (2, False)}
+# Padded head size -> (stages, additions of dq and dtq under the next tile's products, lag). `lag` is how many tiles a
+# block should find the one before it ahead; it sets how many heads are in flight.
+BACKWARD = {64: (3, False, 3.0), 128: (2, False, 2.0)}
 
 
 def padded_head(D: int) -> int:
@@ -71,16 +72,23 @@ def takes_backward(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None
     return takes_forward(tensors, kv_lengths, causal)
 
 
-def _gl_dtype(dtype: torch.dtype):
-    return gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+@functools.cache
+def _window(rows: int, D: int, dtype: torch.dtype) -> tuple[list[int], object]:
+    """Block shape and shared-memory layout of a tile; cached, because building them takes longer than the launch."""
+    block = [1, 1, rows, padded_head(D)]
+    return block, gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
+
+
+@functools.cache
+def _row_layout() -> object:
+    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     """A [1, 1, rows, D] window on a [B, H, N, D] tensor; rows beyond N read as zeros."""
-    block = [1, 1, rows, padded_head(x.shape[3])]
+    block, layout = _window(rows, x.shape[3], x.dtype)
     # The stride of a dimension of one element means nothing and may be unaligned.
     strides = [8 if n == 1 else s for s, n in zip(x.stride()[:3], x.shape[:3], strict=True)]
-    layout = gl.NVMMASharedLayout.get_default_for(block, _gl_dtype(x.dtype))
     return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)
 
 
@@ -109,13 +117,13 @@ def forward(
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, o: Tensor, to: Tensor, lse: Tensor,
-    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, bool] | None = None, lag: float = 2.5,
+    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, bool, float] | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the contract of `reference.dual_attention_backward` without masks."""
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
     width = padded_head(D)
-    stages, defer = config or BACKWARD[width]
+    stages, defer, lag = config or BACKWARD[width]
     grads = tuple(torch.empty_like(x) for x in (q, k, v, tq, tk, tv))
     dq, dk, dv, dtq, dtk, dtv = grads
     tiles = triton.cdiv(n_q, 64)
@@ -132,8 +140,7 @@ def backward(
     group = min(B * H, int(lag * _multiprocessors(q.device.index) / tiles) + 1)
     counters = torch.zeros(1 + 2 * group * tiles, device=q.device, dtype=torch.int32)
     partials = torch.empty(2 * group * padded * width if positions > 1 else 1, device=q.device, dtype=torch.float32)
-    plain = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    rows = TensorDescriptor(stats, [4 * plane], [1], [64], plain)
+    rows = TensorDescriptor(stats, [4 * plane], [1], [64], _row_layout())
     hopper_backward_kernel[(B * H * positions,)](
         _descriptor(q, 64), _descriptor(k, 64), _descriptor(v, 64),
         _descriptor(tq, 64), _descriptor(tk, 64), _descriptor(tv, 64),

@@ -11,7 +11,7 @@ Three rules keep tangents from vanishing:
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -68,19 +68,26 @@ def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [x for x in tensors if x is not None]
 
 
+def _own_arithmetic(q: Tensor) -> AbstractContextManager:
+    """The inputs have their final dtype: autocast must not reach into the arithmetic."""
+    kind = q.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def _forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal, backend):
     if q.device.type == "cpu":
         check_length_values(kv_lengths, k.shape[2])
     fused = _kernel(backend, q)
     run = reference.dual_attention_forward if fused is None else fused.forward
-    # The inputs have their final dtype; autocast must not reach into the arithmetic.
-    with torch.autocast(q.device.type, enabled=False) if torch.is_autocast_enabled(q.device.type) else nullcontext():
+    with _own_arithmetic(q), torch.cuda.device_of(q):
         return run(q, k, v, tq, tk, tv, kv_lengths, scale, causal)
 
 
 def _backward(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal, backend):
-    grads = reference.dual_attention_backward(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal)
-    return _present(grads)
+    fused = _kernel(backend, q)
+    run = reference.dual_attention_backward if fused is None else fused.backward
+    with _own_arithmetic(q), torch.cuda.device_of(q):
+        return _present(run(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, do, dto, scale, causal))
 
 
 def _forward_fake(q, k, v, tq, tk, tv, kv_lengths, scale, causal, backend):

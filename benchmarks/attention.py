@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Dual attention on a GPU: speed, memory and error beside its rivals, all in one run.
+
+    python benchmarks/attention.py --json benchmarks/results/attention_h200.json
+    python benchmarks/attention.py --plot benchmarks/results/attention_h200.json        (draws the .png beside it)
+
+Rates count 6 matrix products forward and 15 backward, whatever an implementation really does. The matmul rate they are
+divided by is measured in the same way in the same run. Times are medians of single calls between two events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from attention_rivals import Rival, exact_jvp, rivals
+from tvmatch.kernels.dual_attention import dual_attention
+
+# (B, H, N, D), bar of the forward, bar of the backward, as fractions of the matmul rate
+SHAPES = [
+    ((16, 18, 1024, 64), 0.72, 0.58),
+    ((128, 18, 256, 64), 0.55, 0.45),
+    ((4, 16, 4096, 64), 0.72, 0.60),
+    ((1, 24, 4096, 128), 0.80, 0.52),
+    ((1, 24, 8192, 128), 0.80, 0.52),
+    ((64, 16, 256, 72), 0.40, 0.28),
+]
+
+
+def milliseconds(call: Callable[[], object], repeats: int = 12) -> float:
+    """Median time of one call on the device, after two calls to warm up."""
+    call(), call()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return sorted(a.elapsed_time(b) for a, b in itertools.pairwise(events))[repeats // 2]
+
+
+def matmul_tflops() -> float:
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / milliseconds(lambda: a @ b, 20) / 1e9
+
+
+def inputs(B: int, H: int, N: int, D: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    return [torch.randn(B, H, N, D, device="cuda", dtype=dtype) for _ in range(6)]
+
+
+def hard_inputs(kind: str, N: int, D: int) -> list[torch.Tensor]:
+    """Inputs on which rounding and cancellation bite, in float64: B = 1, H = 2."""
+    x = inputs(1, 2, N, D, torch.float64)
+    if kind == "logits to 60":
+        x[0] *= 60 / (x[0] @ x[1].mT * D**-0.5).abs().max()
+    if kind == "dominant key":
+        direction = torch.nn.functional.normalize(x[0].mean(2), dim=-1)
+        x[0] += 4 * direction[:, :, None]
+        x[1][:, :, 5] = 8 * direction * D**0.25
+    return x
+
+
+def eight_errors(run: Callable, x: list[torch.Tensor], dtype: torch.dtype) -> list[float]:
+    """||a - b|| / ||b|| of o, to, dq, dk, dv, dtq, dtk, dtv against float64 on the rounded inputs."""
+    rounded = [t.to(dtype) for t in x]
+    do, dto = (torch.randn_like(rounded[0]) for _ in range(2))
+
+    def results(function: Callable, leaves: list[torch.Tensor], weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        out = function(*leaves)
+        return [*out, *torch.autograd.grad(out, leaves, weights)]
+
+    want = results(exact_jvp, [t.double() for t in rounded], [do.double(), dto.double()])
+    got = results(run, rounded, [do, dto])
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(got, want, strict=True)]
+
+
+def measure(rival: Rival, shape: tuple[int, int, int, int], matmul: float) -> list[dict]:
+    """Rows for forward, backward and both."""
+    B, H, N, D = shape
+    torch.cuda.empty_cache()
+    x = inputs(*shape)
+    rows = []
+
+    def row(name: str, ms: float, products: int, peak: float, error: float | None) -> None:
+        tflops = products * 2 * B * H * N * N * D / ms / 1e9
+        rows.append({
+            "impl": rival.name, "pass": name, "B": B, "H": H, "N_q": N, "N_kv": N, "D": D, "dtype": "bfloat16",
+            "causal": False, "ms": ms, "tflops": tflops, "fraction_of_matmul": tflops / matmul,
+            "peak_mib": peak, "error": error,
+        })  # fmt: skip
+
+    def peak_of(call: Callable[[], object]) -> float:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 2**20
+
+    with torch.no_grad():
+        forward = milliseconds(lambda: rival.run(*x))
+        peak = peak_of(lambda: rival.run(*x))
+    error = None
+    if rival.tangents and rival.differentiable:
+        error = max(eight_errors(rival.run, inputs(1, 2, min(N, 2048), D, torch.float64), torch.bfloat16))
+    row("forward", forward, rival.products[0], peak, error)
+    if not rival.differentiable:
+        return rows
+    leaves = [t.requires_grad_() for t in (x if rival.tangents else x[:3])]
+    full = leaves if rival.tangents else [*leaves, *x[3:]]
+    out = rival.run(*full)
+    weights = [torch.randn_like(t) for t in out]
+    backward = milliseconds(functools.partial(torch.autograd.grad, out, leaves, weights, retain_graph=True))
+    del out
+    peak = peak_of(lambda: torch.autograd.grad(rival.run(*full), leaves, weights))
+    row("backward", backward, rival.products[1], peak, error)
+    row("both", forward + backward, sum(rival.products), peak, error)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="JSON")
+    parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no further rival after this time")
+    options = parser.parse_args()
+    if options.plot:
+        from attention_plot import plot
+
+        return plot(options.plot)
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU here; --plot draws a file that exists")
+    import triton
+
+    start = time.time()
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    result = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
+        "commit": options.commit or git.stdout.strip(), "autotune": os.environ.get("TVMATCH_AUTOTUNE", "1"),
+        "matmul_tflops": matmul_tflops(), "rows": [], "memory": [], "errors": [],
+    }  # fmt: skip
+    print(f"{result['device']}, torch {torch.__version__}, matmul {result['matmul_tflops']:.0f} TFLOP/s", flush=True)
+
+    def save() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+    for rival in rivals():
+        for shape, *bars in SHAPES:
+            if time.time() - start > options.seconds:
+                print("out of time: not every rival was measured")
+                break
+            try:
+                rows = measure(rival, shape, result["matmul_tflops"])
+            except Exception as error:  # a rival that fails must not lose the others
+                print(f"  {rival.name} {shape}: {type(error).__name__} {str(error)[:100]}", flush=True)
+                continue
+            result["rows"] += rows
+            for r in rows:
+                bar = ""
+                if rival.name == "tvmatch" and r["pass"] != "both":
+                    bar = f"   bar {bars[r['pass'] == 'backward']:.2f}"
+                if rival.name == "tvmatch" and r["pass"] == "backward":
+                    # six inputs, two outputs, their gradients (2 + 6) in 16 bits, two statistics a row in 32
+                    B, H, N, D = shape
+                    needed = (16 * B * H * N * D * 2 + 2 * B * H * N * 4) / 2**20
+                    result["memory"].append({"shape": shape, "peak_mib": r["peak_mib"], "needed_mib": needed,
+                                             "ratio": r["peak_mib"] / needed})  # fmt: skip
+                    bar += f"   memory {r['peak_mib'] / needed:.3f} of what is needed"
+                print(f"  {r['impl']:42s} {shape!s:22s} {r['pass']:8s} {r['ms']:8.3f} ms {r['tflops']:5.0f} TFLOP/s "
+                      f"{r['fraction_of_matmul']:.3f} {r['peak_mib']:7.0f} MiB{bar}", flush=True)  # fmt: skip
+            save()
+        if rival.name == "tvmatch":
+            for kind, N in (("random", 256), ("logits to 60", 256), ("dominant key", 256), ("random", 8192)):
+                for D in (64, 72, 128):
+                    x = hard_inputs(kind, N, D)
+                    ours, plain = (eight_errors(f, x, torch.bfloat16) for f in (dual_attention, exact_jvp))
+                    result["errors"].append({"inputs": kind, "N": N, "D": D, "tvmatch": ours, "exact": plain})
+                    worst = max(a / b for a, b in zip(ours, plain, strict=True))
+                    print(f"  errors, {kind}, N {N}, D {D}: at most {worst:.2f} of exact attention's", flush=True)
+            save()
+
+
+if __name__ == "__main__":
+    main()
