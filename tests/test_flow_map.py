@@ -154,6 +154,21 @@ def test_a_fresh_network_has_derivative_zero_and_that_is_no_error(small_config, 
     assert not df_ds.any()
 
 
+class PairRoundsElsewhere(DiT):
+    """Compiled code for pairs need not round as the code for plain tensors does."""
+
+    def forward(self, *inputs: Tensor, tangents: Tangents | None = None):
+        result = super().forward(*inputs, tangents=tangents)
+        return result if tangents is None else (result[0] * (1 + 1e-12), result[1])
+
+
+def test_rounding_between_plain_and_pair_is_no_lost_tangent(small_config, inputs: dict) -> None:
+    network = PairRoundsElsewhere(small_config).double()
+    torch.nn.init.ones_(network.final.linear.weight)  # as after one step: an output, but modulation layers still zero
+    _, df_ds = FlowMap(network).terminal_velocity(**inputs)
+    assert df_ds.any()
+
+
 def test_detach_jvp_keeps_the_value_and_changes_the_gradient(flow: FlowMap, inputs: dict) -> None:
     results = [flow.terminal_velocity(**inputs, detach_jvp=detach)[1] for detach in (False, True)]
     torch.testing.assert_close(*results)

@@ -69,24 +69,17 @@ class FlowMap(nn.Module):
             output, slope = push_forward(
                 lambda x, t, s: network(x, t, s, label, w), (x, t, s), tangents, type(network).__name__
             )
-        self._refuse_lost_zero(x, t, s, label, w, tangents, output, slope)
+        self._refuse_lost_zero(x, t, s, label, w, tangents, slope)
         return output, slope
 
     def _refuse_lost_zero(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        label: Tensor,
-        w: Tensor,
-        tangents: Tangents,
-        output: Tensor,
-        slope: Tensor,
+        self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, tangents: Tangents, slope: Tensor
     ) -> None:
         """Raise if the derivative is exactly zero although the output moves along the direction.
 
-        A fresh network with zero modulation layers really has derivative zero, so a zero alone proves nothing:
-        the network is asked again a small step further on. Once a tangent was seen, the path is trusted.
+        A fresh network with zero modulation layers really has derivative zero, so a zero alone proves nothing: the
+        network is asked at this point and a small step further on, both times plainly, so that equal means equal to
+        the last bit. Once a tangent was seen, the path is trusted.
         """
         if self._tangent_seen or torch.compiler.is_compiling():
             return
@@ -95,7 +88,7 @@ class FlowMap(nn.Module):
             return
         with torch.no_grad():
             moved = [p if d is None else p - 0.01 * d for p, d in zip((x, t, s), tangents, strict=True)]
-            if not torch.equal(self.network(*moved, label, w), output):
+            if not torch.equal(self.network(*moved, label, w), self.network(x, t, s, label, w)):
                 raise TangentError(
                     f"{type(self.network).__name__}: the derivative came out as exactly zero, but the output changes "
                     "along that direction. An operation inside lost the tangent without a word (a custom operator or a "

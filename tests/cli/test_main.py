@@ -45,7 +45,7 @@ def test_help_of_every_command_names_its_options(capsys: pytest.CaptureFixture, 
     [
         ("trian", "no command 'trian'; did you mean `tvmatch train`?"),
         ("evalute", "did you mean `tvmatch evaluate`?"),
-        ("xyzzy", "no command 'xyzzy'; there are train, sample, evaluate, presets."),
+        ("xyzzy", "no command 'xyzzy'; there are train, sample, evaluate, bench, presets."),
         ("--run", "no command '--run'"),
     ],
 )

@@ -73,7 +73,8 @@ def command(arguments: list[str]) -> int:
         memory = "" if row["peak_gib"] is None else f", {row['peak_gib']:.1f} GiB"
         Console().print(
             f"{row['objective']:>17}: {row['images_per_second']:.1f} images/s, "
-            f"{row['milliseconds']:.1f} ms a step{memory}, utilisation {row['mfu']:.2f}, first step {row['compile_seconds']:.1f} s",
+            f"{row['milliseconds']:.1f} ms a step{memory}, utilisation {row['mfu']:.2f}, "
+            f"first step {row['compile_seconds']:.1f} s",
             highlight=False,
             soft_wrap=True,
         )

@@ -2,8 +2,9 @@
 
 PyTorch's forward-mode rules give the same numbers, but their backward keeps every intermediate of the tangent and, for
 GELU, makes a dozen temporaries of the widest tensors. These two functions are what keeps a JVP step at about twice the
-memory of a plain one (benchmarks/jvp_memory.py). Under torch.compile their arithmetic is fused like any other. Their
-backward is made of differentiable operations, so that derivatives of any order come out right.
+memory of a plain one (benchmarks/jvp_memory.py). Their backward is made of differentiable operations, so that
+derivatives of any order come out right. Under torch.compile the plain formulas are used, for the compiler
+fuses them and decides itself what to keep.
 """
 
 import math
@@ -84,9 +85,14 @@ def _rms_parts(x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor, Tenso
 
 def gelu_pair(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
     """GELU of x and its derivative along tx; equal shapes."""
+    if torch.compiler.is_compiling():
+        return functional.gelu(x, approximate="tanh"), _gelu_slope(tx, x)
     return _GeluPair.apply(x, tx)
 
 
 def rms_norm_pair(x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS normalisation of x over the last dimension and its derivative along tx; equal shapes."""
+    if torch.compiler.is_compiling():
+        r, y, m = _rms_parts(x, tx, eps)
+        return y, r * torch.addcmul(tx, y, m, value=-1)
     return _RmsNormPair.apply(x, tx, eps)
