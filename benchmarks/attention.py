@@ -37,8 +37,14 @@ SHAPES = [
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 12) -> float:
-    """Median time of one call on the device, after two calls to warm up."""
+    """Median time of one call on the device, after two calls to warm up.
+
+    The device first sleeps for some 20 ms, so that the calls queue up behind it: what is measured is the device's work,
+    not how fast Python can launch it.
+    """
     call(), call()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(40_000_000)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     events[0].record()
     for event in events[1:]:

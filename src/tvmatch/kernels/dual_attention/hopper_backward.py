@@ -27,6 +27,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 LOG2E = gl.constexpr(1.4426950408889634)
+# Triton 3.8 renamed it.
+sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 
 @gluon.jit(do_not_specialize=["H", "N_Q", "PADDED", "PLANE"])
@@ -166,7 +168,7 @@ def _hand_over(
         rows = step * 64 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
         columns = gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
         gl.store(OUT + rows * out_n + columns, out, mask=(rows < N_Q) & (columns < HEAD))
-    gl.thread_barrier()
+    sync_threads()
     mbarrier.arrive(done, count=1)
 
 
@@ -188,7 +190,7 @@ def _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, step, scale, D: gl.constexpr)
     token = warpgroup_mma(dsT, k, zero, use_acc=False, is_async=True)
     token = warpgroup_mma(dtsT, tk, token, is_async=True)
     x = warpgroup_mma_wait(0, [token]) * scale
-    gl.thread_barrier()
+    sync_threads()
     mbarrier.arrive(ds_empty, count=1)
     return x
 
@@ -246,10 +248,10 @@ def _probabilities(
         mbarrier.wait(p_empty, (step & 1) ^ 1)
         p_smem.index(0).store(p16)
         p_smem.index(1).store(centred.to(dtype))
-        gl.thread_barrier()
+        sync_threads()
         mbarrier.arrive(p_ready, count=1)
         dtv, dv = warpgroup_mma_wait(0, [dtv_token, dv_token])
-        gl.thread_barrier()
+        sync_threads()
         mbarrier.arrive(empty.index(stage), count=1)
         if step > 0:
             x = _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, step - 1, scale, D)
@@ -303,7 +305,7 @@ def _gradients(
         mbarrier.wait(p_ready, step & 1)
         p = p_smem.index(0).load(layout)
         centred = p_smem.index(1).load(layout)
-        gl.thread_barrier()
+        sync_threads()
         mbarrier.arrive(p_empty, count=1)
         c = warpgroup_mma_wait(2, [c_token]) - stats_smem.index(4 * stage + 2).load(column)[None, :]
         dts16 = (p.to(gl.float32) * c).to(dtype)
@@ -318,10 +320,10 @@ def _gradients(
         ds_smem.index(0).store(ds16)
         ds_smem.index(1).store(dts16)
         hopper.fence_async_shared()
-        gl.thread_barrier()
+        sync_threads()
         mbarrier.arrive(ds_ready, count=1)
         dtk, dk = warpgroup_mma_wait(0, [dtk_token, dk_token])
-        gl.thread_barrier()
+        sync_threads()
         mbarrier.arrive(empty.index(stage), count=1)
         token = warpgroup_mma(dtsT, k, wide_zero, use_acc=False, is_async=True)
         x = warpgroup_mma_wait(0, [token]) * scale
@@ -379,7 +381,7 @@ def hopper_backward_kernel(
         mbarrier.init(ready.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    sync_threads()
     lb = b.to(gl.int64)
     lh = h.to(gl.int64)
     DQ += lb * dq_b + lh * dq_h

@@ -15,6 +15,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
+# Triton 3.8 renamed it.
+sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 
 @gluon.jit
@@ -126,7 +128,7 @@ def _consume(
         if Q_REGS:
             q_op = q.load(q_layout)
             tq_op = tq.load(q_layout)
-            gl.thread_barrier()
+            sync_threads()
             mbarrier.arrive(q_empty, count=1)
         else:
             q_op = q
@@ -154,7 +156,7 @@ def _consume(
                 s_token, ts_token = _scores(q_op, tq_op, kv_smem, following, BN, D)
                 acc_token, tacc_token = _outputs(p16, w16, kv_smem, stage, acc, tacc, BN, D)
                 if PINGPONG:
-                    gl.thread_barrier()
+                    sync_threads()
                     mbarrier.arrive(turns.index(1 - W), count=1)
                     rounds += 1
                 s, ts = warpgroup_mma_wait(3, [s_token, ts_token])
@@ -164,7 +166,7 @@ def _consume(
                 acc, tacc, p16, w16 = warpgroup_mma_wait(0, [acc_token, tacc_token, p16, w16])
                 p16 = p_next
                 w16 = w_next
-                gl.thread_barrier()
+                sync_threads()
                 mbarrier.arrive(empty.index(stage), count=1)
                 shrink_o = gl.convert_layout(shrink, o_row)
                 acc = acc * shrink_o[:, None]
@@ -173,7 +175,7 @@ def _consume(
                 count += 1
             acc_token, tacc_token = _outputs(p16, w16, kv_smem, stage, acc, tacc, BN, D)
             acc, tacc = warpgroup_mma_wait(0, [acc_token, tacc_token])
-            gl.thread_barrier()
+            sync_threads()
             mbarrier.arrive(empty.index(stage), count=1)
             count += 1
         else:
@@ -190,7 +192,7 @@ def _consume(
                 tacc = tacc * shrink_o[:, None]
                 acc_token, tacc_token = _outputs(p16, w16, kv_smem, stage, acc, tacc, BN, D)
                 acc, tacc = warpgroup_mma_wait(0, [acc_token, tacc_token])
-                gl.thread_barrier()
+                sync_threads()
                 mbarrier.arrive(empty.index(stage), count=1)
                 count += 1
         if not Q_REGS:
@@ -242,7 +244,7 @@ def hopper_forward_kernel(
         mbarrier.init(ready.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    sync_threads()
     gl.warp_specialize(
         [
             (_consume, (O, TO, LSE, MU, o_b, o_h, o_n, q_smem, kv_smem, q_ready, q_empty, ready, empty, turns,
