@@ -37,12 +37,12 @@ build(hopper_forward_kernel,
       [window(64, D), window(keys, D), window(keys, D)] * 2
       + ["*bf16"] * 2 + ["*fp32"] * 2 + ["i64", "i64", "i32", "fp32"] + ["i32"] * 4,
       dict(HEAD=D, BN=keys, D=D, STAGES=stages, EVEN=True, Q_REGS=q_regs, OVERLAP=overlap, PINGPONG=alternate))
-stages, defer, _ = BACKWARD[D]
+stages, _ = BACKWARD[D]
 rows = f"tensordesc<fp32[64],{gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)!r}>"
 build(hopper_backward_kernel,
       [window(64, D)] * 8 + [rows] + ["*bf16"] * 6 + ["i64", "i64", "i32"] * 6 + ["*fp32", "*i32", "fp32"]
       + ["i32"] * 7,
-      dict(HEAD=D, D=D, STAGES=stages, EVEN=True, DEFER=defer))
+      dict(HEAD=D, D=D, STAGES=stages, EVEN=True))
 """
 
 

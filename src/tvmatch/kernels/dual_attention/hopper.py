@@ -13,8 +13,9 @@ try:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from .hopper_backward import hopper_backward_kernel, statistics_kernel
+    from .hopper_backward import hopper_backward_kernel
     from .hopper_forward import hopper_forward_kernel
+    from .hopper_sums import statistics_kernel
 
     AVAILABLE = True
 except ImportError:  # a Triton without Gluon's Hopper dialect: the plain kernels do everything
@@ -22,9 +23,9 @@ except ImportError:  # a Triton without Gluon's Hopper dialect: the plain kernel
 
 # Padded head size -> (keys per stage, stages, queries in registers, overlapped steps, alternating warpgroups).
 FORWARD = {64: (64, 4, True, True, False), 128: (64, 2, False, False, False)}
-# Padded head size -> (stages, additions of dq and dtq under the next tile's products, lag). `lag` is how many tiles a
-# block should find the one before it ahead; it sets how many heads are in flight.
-BACKWARD = {64: (3, False, 3.0), 128: (2, False, 2.0)}
+# Padded head size -> (stages, lag). `lag`: how many tiles a block should find the one before it ahead; it sets how
+# many heads are in flight.
+BACKWARD = {64: (3, 3.0), 128: (2, 2.0)}
 
 
 def padded_head(D: int) -> int:
@@ -117,13 +118,13 @@ def forward(
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, o: Tensor, to: Tensor, lse: Tensor,
-    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, bool, float] | None = None,
+    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, float] | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the contract of `reference.dual_attention_backward` without masks."""
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
     width = padded_head(D)
-    stages, defer, lag = config or BACKWARD[width]
+    stages, lag = config or BACKWARD[width]
     grads = tuple(torch.empty_like(x) for x in (q, k, v, tq, tk, tv))
     dq, dk, dv, dtq, dtk, dtv = grads
     tiles = triton.cdiv(n_q, 64)
@@ -137,7 +138,8 @@ def backward(
     positions = triton.cdiv(n_kv, 64)
     # Blocks that start together should belong to different heads, so many heads that a position starts when the one
     # before it is `lag` tiles ahead. One head's blocks alone would wait for each other.
-    group = min(B * H, int(lag * _multiprocessors(q.device.index) / tiles) + 1)
+    # A quarter of the heads is 6% of the memory of inputs, results and gradients: no more, unless heads are few.
+    group = min(int(lag * _multiprocessors(q.device.index) / tiles) + 1, max(8, B * H // 4), B * H)
     counters = torch.zeros(1 + 2 * group * tiles, device=q.device, dtype=torch.int32)
     partials = torch.empty(2 * group * padded * width if positions > 1 else 1, device=q.device, dtype=torch.float32)
     rows = TensorDescriptor(stats, [4 * plane], [1], [64], _row_layout())
@@ -146,6 +148,6 @@ def backward(
         _descriptor(tq, 64), _descriptor(tk, 64), _descriptor(tv, 64),
         _descriptor(do, 64), _descriptor(dto, 64), rows, dq, dk, dv, dtq, dtk, dtv,
         *(s for x in grads for s in x.stride()[:3]), partials, counters, scale, B, H, n_q, n_kv, padded, plane, group,
-        HEAD=D, D=width, STAGES=stages, EVEN=n_kv % 64 == 0, DEFER=defer, num_warps=4,
+        HEAD=D, D=width, STAGES=stages, EVEN=n_kv % 64 == 0, num_warps=4,
     )  # fmt: skip
     return grads

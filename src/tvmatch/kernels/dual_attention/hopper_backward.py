@@ -26,62 +26,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-LOG2E = gl.constexpr(1.4426950408889634)
-# Triton 3.8 renamed it.
-sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
-
-
-@gluon.jit(do_not_specialize=["H", "N_Q", "PADDED", "PLANE"])
-def statistics_kernel(
-    O, TO, DO, DTO, LSE, MU, STATS, o_b, o_h, o_n, do_b, do_h, do_n, dto_b, dto_h, dto_n, H, N_Q, PADDED, PLANE,
-    HEAD: gl.constexpr, D: gl.constexpr,
-):  # fmt: skip
-    """STATS [4, B*H, PADDED] = logsumexp in base 2, mu, d1, d2; padding rows make every probability zero."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    row: gl.constexpr = gl.SliceLayout(1, layout)
-    blocks = PADDED // 64
-    bh = gl.program_id(0) // blocks
-    b = (bh // H).to(gl.int64)
-    h = (bh % H).to(gl.int64)
-    rows = gl.program_id(0) % blocks * 64 + gl.arange(0, 64, row)
-    columns = gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
-    live = rows < N_Q
-    inside = live[:, None] & (columns < HEAD)
-    # Strides come divided by 8, so that the compiler knows that rows are 16-byte aligned.
-    o_at = (b * o_b + h * o_h) * 8 + rows[:, None] * (o_n * 8) + columns
-    do_at = (b * do_b + h * do_h) * 8 + rows[:, None] * (do_n * 8) + columns
-    dto_at = (b * dto_b + h * dto_h) * 8 + rows[:, None] * (dto_n * 8) + columns
-    o = gl.load(O + o_at, mask=inside, other=0.0).to(gl.float32)
-    to = gl.load(TO + o_at, mask=inside, other=0.0).to(gl.float32)
-    do = gl.load(DO + do_at, mask=inside, other=0.0).to(gl.float32)
-    dto = gl.load(DTO + dto_at, mask=inside, other=0.0).to(gl.float32)
-    source = bh.to(gl.int64) * N_Q + rows
-    target = bh.to(gl.int64) * PADDED + rows
-    gl.store(STATS + target, gl.load(LSE + source, mask=live, other=float("inf")) * LOG2E)
-    gl.store(STATS + PLANE + target, gl.load(MU + source, mask=live, other=0.0))
-    gl.store(STATS + 2 * PLANE + target, gl.sum(dto * o, 1))
-    gl.store(STATS + 3 * PLANE + target, gl.sum(do * o, 1) + gl.sum(dto * to, 1))
-
-
-@gluon.jit
-def wait_turn(counter, turn):
-    """Spin until the counter reaches `turn`; what was published before it is visible afterwards."""
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred early;
-        .reg .b32 value;
-        POLL:
-        ld.acquire.gpu.global.b32 value, [$1];
-        setp.lt.s32 early, value, $2;
-        @early bra POLL;
-        mov.b32 $0, value;
-        }""",
-        "=r,l,r",
-        [counter.to(gl.int64), turn],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
+from .hopper_sums import LOG2E, hand_over, keep_order, store_keys, sync_threads
 
 
 @gluon.jit
@@ -111,77 +56,6 @@ def _produce(
 
 
 @gluon.jit
-def add_vectors(pointers, x):
-    """Atomic additions of four neighbouring numbers at a time (a quarter of the instructions); no result."""
-    gl.inline_asm_elementwise(
-        """{
-        red.relaxed.gpu.global.add.v4.f32 [$4], {$8, $9, $10, $11};
-        mov.b32 $0, 0;
-        mov.b32 $1, 0;
-        mov.b32 $2, 0;
-        mov.b32 $3, 0;
-        }""",
-        "=r,=r,=r,=r,l,l,l,l,r,r,r,r",
-        [pointers.to(gl.int64), x],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=4,
-    )
-
-
-@gluon.jit
-def _keep_order(counters, turn, go, done, steps):
-    """A warp that waits for the turn of each tile and publishes the addition, off the path of the matrix units."""
-    for step in range(steps):
-        wait_turn(counters + step, turn)
-        mbarrier.arrive(go, count=1)
-        mbarrier.wait(done, step & 1)
-        gl.atomic_add(counters + step, 1, sem="release", scope="gpu")
-
-
-@gluon.jit
-def _hand_over(
-    x, OUT, out_n, step, N_Q, partials, go, done, position, last, HEAD: gl.constexpr,
-):  # fmt: skip
-    """Add one [64, D] tile to the running sum of its queries, in turn; the last position writes the result."""
-    D: gl.constexpr = x.shape[1]
-    # The order of the sums in memory is that of the registers (row = 16 warp + 8 i + g, column = 16 j + 8 e + 2 t + f):
-    # a thread's address is one base and constants, and it moves 16 bytes at a time.
-    flat: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [1, 4], [1, 0])
-    y = x.reshape([4, 2, 8, D // 16, 2, 4, 2]).permute((3, 1, 0, 2, 5, 4, 6)).reshape([D // 8, 512])
-    y = gl.convert_layout(y, flat)
-    place = gl.arange(0, D // 8, gl.SliceLayout(1, flat))[:, None] * 512
-    place += gl.arange(0, 512, gl.SliceLayout(0, flat))[None, :]
-    partial = partials + step * 64 * D
-    mbarrier.wait(go, step & 1)
-    if position < last:
-        if position == 0:
-            gl.store(partial + place, y)
-        else:
-            add_vectors(partial + place, y)
-    if position == last:
-        if position > 0:
-            y += gl.load(partial + place, cache_modifier=".cg")
-        layout: gl.constexpr = x.type.layout
-        out = y.to(OUT.dtype.element_ty).reshape([D // 16, 2, 4, 8, 4, 2, 2]).permute((2, 1, 3, 0, 5, 4, 6))
-        out = gl.convert_layout(out.reshape([64, D]), layout)
-        rows = step * 64 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
-        columns = gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
-        gl.store(OUT + rows * out_n + columns, out, mask=(rows < N_Q) & (columns < HEAD))
-    sync_threads()
-    mbarrier.arrive(done, count=1)
-
-
-@gluon.jit
-def _store_keys(OUT, x, n0, out_n, N_KV, HEAD: gl.constexpr):
-    """Store a [64, D] accumulator from its own layout: shared memory is full."""
-    layout: gl.constexpr = x.type.layout
-    rows = n0 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
-    columns = gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))[None, :]
-    gl.store(OUT + rows * out_n + columns, x.to(OUT.dtype.element_ty), mask=(rows < N_KV) & (columns < HEAD))
-
-
-@gluon.jit
 def _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, step, scale, D: gl.constexpr):
     """dq of one tile: scale (dS k + dtS tk)."""
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -200,7 +74,7 @@ def _probabilities(
     DQ, DV, DTV, dq_n, dv_n, dtv_n, partials, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
     kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, go, done,
     scale, n0, steps, position, last, N_Q, N_KV,
-    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, DEFER: gl.constexpr,
+    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr,
 ):  # fmt: skip
     """First role: P = softmax(S), B = tS - mu; dv = P^T do + (P*B)^T dto, dtv = P^T dto; dq of the tile before."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -216,7 +90,6 @@ def _probabilities(
     zero = gl.full([64, 64], 0.0, gl.float32, layout)
     dv = gl.full([64, D], 0.0, gl.float32, wide)
     dtv = gl.full([64, D], 0.0, gl.float32, wide)
-    x = gl.full([64, D], 0.0, gl.float32, wide)
     mbarrier.wait(kv_ready, 0)
     for step in range(steps):
         stage = step % STAGES
@@ -228,10 +101,6 @@ def _probabilities(
         s_token = warpgroup_mma(k, qT, zero, use_acc=False, is_async=True)
         ts_token = warpgroup_mma(k, tqT, zero, use_acc=False, is_async=True)
         ts_token = warpgroup_mma(tk, qT, ts_token, is_async=True)
-        if DEFER:  # noqa: SIM102  (one condition is the compiler's, the other the device's)
-            if step > 1:
-                # The additions go out under the products that have just been started.
-                _hand_over(x, DQ, dq_n, step - 2, N_Q, partials, go, done, position, last, HEAD)
         s = warpgroup_mma_wait(2, [s_token])
         p = gl.exp2(s * scale2 - stats_smem.index(4 * stage).load(column)[None, :])
         if not EVEN:
@@ -255,15 +124,11 @@ def _probabilities(
         mbarrier.arrive(empty.index(stage), count=1)
         if step > 0:
             x = _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, step - 1, scale, D)
-            if not DEFER:
-                _hand_over(x, DQ, dq_n, step - 1, N_Q, partials, go, done, position, last, HEAD)
-    if DEFER:  # noqa: SIM102
-        if steps > 1:
-            _hand_over(x, DQ, dq_n, steps - 2, N_Q, partials, go, done, position, last, HEAD)
+            hand_over(x, DQ, dq_n, step - 1, N_Q, partials, go, done, position, last, HEAD)
     x = _make_dq(dsT, dtsT, k, tk, ds_ready, ds_empty, steps - 1, scale, D)
-    _hand_over(x, DQ, dq_n, steps - 1, N_Q, partials, go, done, position, last, HEAD)
-    _store_keys(DV, dv, n0, dv_n, N_KV, HEAD)
-    _store_keys(DTV, dtv, n0, dtv_n, N_KV, HEAD)
+    hand_over(x, DQ, dq_n, steps - 1, N_Q, partials, go, done, position, last, HEAD)
+    store_keys(DV, dv, n0, dv_n, N_KV, HEAD)
+    store_keys(DTV, dtv, n0, dtv_n, N_KV, HEAD)
 
 
 @gluon.jit
@@ -271,7 +136,7 @@ def _gradients(
     DTQ, DK, DTK, dtq_n, dk_n, dtk_n, partials, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
     kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, go, done,
     scale, n0, steps, position, last, N_Q, N_KV,
-    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, DEFER: gl.constexpr,
+    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Second role: C, dP -> dtS = P*C, dS = P*(dP - d2 + B*C); dk = dS^T q + dtS^T tq, dtk = dtS^T q, dtq = dtS k."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -287,7 +152,6 @@ def _gradients(
     wide_zero = gl.full([64, D], 0.0, gl.float32, wide)
     dk = gl.full([64, D], 0.0, gl.float32, wide)
     dtk = gl.full([64, D], 0.0, gl.float32, wide)
-    x = wide_zero
     mbarrier.wait(kv_ready, 0)
     for step in range(steps):
         stage = step % STAGES
@@ -299,9 +163,6 @@ def _gradients(
         c_token = warpgroup_mma(v, dtoT, zero, use_acc=False, is_async=True)
         dp_token = warpgroup_mma(v, doT, zero, use_acc=False, is_async=True)
         dp_token = warpgroup_mma(tv, dtoT, dp_token, is_async=True)
-        if DEFER:  # noqa: SIM102
-            if step > 0:
-                _hand_over(x, DTQ, dtq_n, step - 1, N_Q, partials, go, done, position, last, HEAD)
         mbarrier.wait(p_ready, step & 1)
         p = p_smem.index(0).load(layout)
         centred = p_smem.index(1).load(layout)
@@ -327,12 +188,9 @@ def _gradients(
         mbarrier.arrive(empty.index(stage), count=1)
         token = warpgroup_mma(dtsT, k, wide_zero, use_acc=False, is_async=True)
         x = warpgroup_mma_wait(0, [token]) * scale
-        if not DEFER:
-            _hand_over(x, DTQ, dtq_n, step, N_Q, partials, go, done, position, last, HEAD)
-    if DEFER:
-        _hand_over(x, DTQ, dtq_n, steps - 1, N_Q, partials, go, done, position, last, HEAD)
-    _store_keys(DK, dk * scale, n0, dk_n, N_KV, HEAD)
-    _store_keys(DTK, dtk * scale, n0, dtk_n, N_KV, HEAD)
+        hand_over(x, DTQ, dtq_n, step, N_Q, partials, go, done, position, last, HEAD)
+    store_keys(DK, dk * scale, n0, dk_n, N_KV, HEAD)
+    store_keys(DTK, dtk * scale, n0, dtk_n, N_KV, HEAD)
 
 
 @gluon.jit(do_not_specialize=["B", "H", "N_Q", "N_KV", "PADDED", "PLANE", "GROUP"])
@@ -341,7 +199,7 @@ def hopper_backward_kernel(
     DQ, DK, DV, DTQ, DTK, DTV,
     dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n, dtq_b, dtq_h, dtq_n, dtk_b, dtk_h, dtk_n,
     dtv_b, dtv_h, dtv_n, PARTIALS, COUNTERS, scale, B, H, N_Q, N_KV, PADDED, PLANE, GROUP,
-    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, DEFER: gl.constexpr,
+    HEAD: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr,
 ):  # fmt: skip
     """One block: 64 keys of one head of HEAD columns, padded to D.
 
@@ -401,15 +259,15 @@ def hopper_backward_kernel(
         [
             (_probabilities, (DQ, DV, DTV, dq_n, dv_n, dtv_n, dq_sums, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
                               kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, bars.index(5),
-                              bars.index(6), scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES, EVEN,
-                              DEFER)),
+                              bars.index(6), scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES,
+                              EVEN)),
             (_gradients, (DTQ, DK, DTK, dtq_n, dk_n, dtk_n, dtq_sums, kv_smem, q_smem, stats_smem, p_smem, ds_smem,
                           kv_ready, ready, empty, p_ready, p_empty, ds_ready, ds_empty, bars.index(7), bars.index(8),
-                          scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES, DEFER)),
+                          scale, n0, steps, position, last, N_Q, N_KV, HEAD, D, STAGES)),
             (_produce, (q_desc, k_desc, v_desc, tq_desc, tk_desc, tv_desc, do_desc, dto_desc, stats_desc, kv_smem,
                         q_smem, stats_smem, kv_ready, ready, empty, b, h, bh, n0, steps, PADDED, PLANE, D, STAGES)),
-            (_keep_order, (dq_turns, turn, bars.index(5), bars.index(6), steps)),
-            (_keep_order, (dtq_turns, turn, bars.index(7), bars.index(8), steps)),
+            (keep_order, (dq_turns, turn, bars.index(5), bars.index(6), steps)),
+            (keep_order, (dtq_turns, turn, bars.index(7), bars.index(8), steps)),
         ],
         [4, 1, 1, 1],
         [240, 24, 24, 24],
