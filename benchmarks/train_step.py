@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--cases", type=int, nargs="*", help="only these rows of CASES, counted from 0, in this order")
     parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +55,8 @@ def main() -> None:
         "rows": [],
     }
     print(f"{result['device']}, torch {torch.__version__}, matmul {matmul:.0f} TFLOP/s", flush=True)
-    for case in TINY if options.tiny else CASES:
+    cases = TINY if options.tiny else CASES
+    for case in cases if options.cases is None else [cases[number] for number in options.cases]:
         try:
             row = measure_step(case, device, matmul, steps=3 if options.tiny else 10)
         except Exception as error:  # one case that fails must not lose the others
