@@ -1,5 +1,6 @@
 # `make demo` and `make test` set up everything they need, on a fresh machine with Python 3.11 or newer.
-# OMP_WAIT_POLICY: threads that wait by spinning make a run several times slower as soon as anything else uses a core.
+# GOMP_SPINCOUNT: threads that wait by spinning for long make a run several times slower as soon as anything else uses
+# a core; with this many turns an idle machine loses nothing.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs
@@ -7,9 +8,9 @@ STEPS ?= 500
 PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 NOT_HERE = not slow and not gpu
 
-.PHONY: demo test test-slow test-gpu lint format
+.PHONY: demo test test-slow test-gpu bench-attention bench-step lint format
 demo: $(VENV)/.installed        ## train digits, then draw them in one network call: runs/digits/samples.png
-	OMP_WAIT_POLICY=passive $(VENV)/bin/python runs/digits.py --out $(OUT) --steps $(STEPS)
+	GOMP_SPINCOUNT=10000 $(VENV)/bin/python runs/digits.py --out $(OUT) --steps $(STEPS)
 
 test: $(VENV)/.installed-dev    ## the quick tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "$(NOT_HERE)"
@@ -17,8 +18,14 @@ test: $(VENV)/.installed-dev    ## the quick tests
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest -m "slow and not gpu"
 
-test-gpu:                       ## on a machine with a GPU, in its own environment
-	PYTHONPATH=src python3 -m pytest -m gpu
+test-gpu:                       ## on a machine with a GPU, in its own environment (many cores: kernels compile in parallel)
+	PYTHONPATH=src python3 -m pytest -m gpu -n 10
+
+bench-attention:                ## the kernel beside its rivals; then add --plot to draw it
+	PYTHONPATH=src:benchmarks python3 benchmarks/attention.py --json benchmarks/results/attention_gpu.json
+
+bench-step:                     ## training steps of the sizes that matter
+	PYTHONPATH=src python3 benchmarks/train_step.py --json benchmarks/results/train_step_gpu.json
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

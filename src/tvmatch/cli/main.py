@@ -38,9 +38,9 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 128 + signal when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # before torch is imported: CPU threads that wait by spinning make training several times slower as soon as anything
-    # else uses a core
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # before torch is imported: CPU threads that wait by spinning for long make training several times slower as soon as
+    # anything else uses a core; with this many turns an idle machine loses nothing
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else BAD_INPUT
