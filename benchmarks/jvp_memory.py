@@ -79,10 +79,12 @@ def main() -> None:
         rows = result[name]
         for mode in ("plain", "jvp"):
             print(
-                f"{name:>15} {mode:>6}: peak {rows[mode]['peak_mib']:.0f} MiB, the step {rows[mode]['step_mib']:.0f} MiB"
+                f"{name:>15} {mode:>6}: peak {rows[mode]['peak_mib']:.0f} MiB, "
+                f"the step {rows[mode]['step_mib']:.0f} MiB"
             )
         print(
-            f"{name:>15}  ratio: of the peaks {rows['ratio_peak']:.2f}, of the steps {rows['ratio_step']:.2f}; bar {BAR}"
+            f"{name:>15}  ratio: of the peaks {rows['ratio_peak']:.2f}, "
+            f"of the steps {rows['ratio_step']:.2f}; bar {BAR}"
         )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

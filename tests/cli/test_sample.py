@@ -10,9 +10,9 @@ from tests.cli.support import assert_one_line, tvmatch
 def test_png_by_default_in_the_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     answer = tvmatch(capsys, "sample", run, "--count", "7")
     assert answer.code == 0
-    assert answer.out == f"{run / 'samples.png'}\n"
+    assert answer.out == f"{run / 'drawn.png'}\n"
     assert answer.err == ""
-    with Image.open(run / "samples.png") as picture:
+    with Image.open(run / "drawn.png") as picture:
         assert picture.size == (3 * 10 * 6, 3 * 10 * 6)  # a column a class, pictures of 8 + 2 pixels, 6 times
 
 

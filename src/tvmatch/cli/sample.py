@@ -18,9 +18,7 @@ class SampleOptions:
     """What to draw."""
 
     run: tyro.conf.Positional[Path]  # folder of a trained run
-    out: Path | None = (
-        None  # a .png (grid), an .npz (uint8 images and labels), or a folder of PNGs; default RUN/samples.png
-    )
+    out: Path | None = None  # a .png, an .npz (images, labels), or a folder for PNGs; default RUN/drawn.png
     count: int = 64  # pictures in all, spread over the classes
     nfe: int = 1  # network calls a picture
     w: float | None = None  # guidance scale (default: the one trained for)
@@ -46,7 +44,7 @@ def command(arguments: list[str]) -> int:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
     check_seed(options.seed)
-    out = options.out or options.run / "samples.png"
+    out = options.out or options.run / "drawn.png"
     check_out(out, (".png", ".npz"), folder=True)
     trained = load_run(options.run, options.ema, choose_device(options.device))
     w = trained.w if options.w is None else options.w
