@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tvmatch.cli import main
+from tvmatch.training.bench import forward_passes
 
 SMALL = ["bench", "step", "--network", "DiT-Digits/8", "--image-size", "8", "--channels", "1", "--classes", "3"]
 
@@ -34,3 +35,10 @@ def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.Captur
 def test_bad_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert main([*SMALL, "--device", "cpu", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_passes_are_counted_as_the_step_makes_them() -> None:
+    assert forward_passes("terminal-velocity", guided=True) == 11
+    assert forward_passes("terminal-velocity", guided=False) == 10
+    assert forward_passes("flow-matching", guided=True) == 4
+    assert forward_passes("flow-matching", guided=False) == 3

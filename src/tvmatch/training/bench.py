@@ -10,15 +10,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvmatch.flow_map import FlowMap
+from tvmatch.guidance import parse_guidance
 from tvmatch.networks.presets import build_network, network_config
 from tvmatch.training.build import build_objective
 from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute, TrainConfig
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
 
-# Forward passes of arithmetic in one step (DESIGN section 3): JVP forward 2 and its backward 4, boundary forward and
-# backward 3, target 2; flow matching has the boundary alone, and guided also one target pass.
-FORWARD_PASSES: dict[ObjectiveName, int] = {"terminal-velocity": 11, "flow-matching": 4}
+
+def forward_passes(objective: ObjectiveName, guided: bool) -> int:
+    """Forward passes of arithmetic in one step, a backward counted as two (DESIGN section 3).
+
+    TVM: JVP forward 2 and its backward 4, boundary 3, target 2. Flow matching: boundary 3, target 1. Without guidance
+    the target is not asked for an unconditional velocity: one pass less.
+    """
+    return (11 if objective == "terminal-velocity" else 4) - (0 if guided else 1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ def measure_step(case: StepCase, device: torch.device, matmul: float, steps: int
         _wait(device)
         times.append(time.perf_counter() - began)
     seconds = statistics.median(times)
-    flops = FORWARD_PASSES[case.objective] * forward_flops(case) * case.batch
+    passes = forward_passes(case.objective, guided=not parse_guidance(case.guidance).always_one)
+    flops = passes * forward_flops(case) * case.batch
     return {
         "network": case.network,
         "data": f"{case.channels}x{case.image_size}x{case.image_size}",
