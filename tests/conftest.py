@@ -1,5 +1,7 @@
 """What all tests share: one thread (two cores are also shared with other tests), and a small flow map."""
 
+import os
+
 import pytest
 import torch
 
@@ -7,6 +9,9 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.networks.dit import DiT, DiTConfig
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # here, before any test module is read: whatever imports triton first (PyTorch's flop counter does) decides for all
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
