@@ -17,7 +17,9 @@ class ShuffledStream:
     Epoch e is a permutation of 0 .. size - 1 drawn from (seed, e); the epochs follow each other without a gap, and
     step k takes the `batch` samples from position k * batch on. So no sample is dropped, and a batch may reach into the
     next epoch. Of every batch rank r takes the r-th of `ranks` equal parts: all ranks together see exactly what a
-    single one would.
+    single one would. The training loop builds on this: it makes its random draws for the whole batch and cuts out the
+    samples from number `first` on, so a source that shuffles differently must still be a function of (seed, step)
+    alone and share its batches in this order.
 
     size   number of samples in the data set
     batch  samples of one step over all ranks together, a multiple of `ranks`
@@ -42,11 +44,16 @@ class ShuffledStream:
         """Samples of one step on this rank."""
         return self.batch // self.ranks
 
+    @property
+    def first(self) -> int:
+        """The number of this rank's first sample within every batch."""
+        return self.rank * self.share
+
     def indices(self, step: int) -> np.ndarray:
         """int64 [share]: this rank's samples of training step `step` (from 0); any step can be asked at once."""
         if step < 0:
             raise ValueError(f"training steps count from 0, got {step}.")
-        first = step * self.batch + self.rank * self.share
+        first = step * self.batch + self.first
         last = first + self.share - 1
         parts = []
         for epoch in range(first // self.size, last // self.size + 1):
@@ -61,7 +68,7 @@ class ShuffledStream:
         Drawn for the whole batch and then shared, so that the number of ranks does not change the training.
         """
         whole = random_generator(FLIPS, self.seed, step).random(self.batch) < 0.5
-        return whole[self.rank * self.share : (self.rank + 1) * self.share]
+        return whole[self.first : self.first + self.share]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:

@@ -21,12 +21,38 @@ class StepLoss(NamedTuple):
     terms: dict[str, Tensor]
 
 
+class Part(NamedTuple):
+    """The samples that one forward holds of a step's whole batch: number `first` to `first + count - 1` of `whole`.
+
+    A batch is shared by ranks and micro-steps. Every one of them makes the draws for the whole batch, from the same
+    seed, and cuts out its own: the training then does not depend on how the batch is shared. Drawing too much costs
+    microseconds; a random stream for each sample would cost more.
+    """
+
+    first: int
+    count: int
+    whole: int
+
+    def cut(self, drawn: Tensor) -> Tensor:
+        """[whole, ...] -> [count, ...]: what belongs to the samples of this part."""
+        return drawn[self.first : self.first + self.count]
+
+    def spread(self, label: Tensor) -> Tensor:
+        """[count] -> [whole]: the labels of this part in their places, -1 elsewhere."""
+        if self.count == self.whole:
+            return label
+        whole = label.new_full((self.whole,), -1)
+        self.cut(whole).copy_(label)
+        return whole
+
+
 class Objective(nn.Module):
     """A flow map and a loss: `forward(x0, label)` makes every random draw and every network call of one step.
 
     One wrapped forward thus holds all of them, which data-parallel wrappers need. `target` is the slowly moving copy
     (EMA) of the flow map that objectives may compare with; the loop moves it after each step. Random draws come from
     `generator`, on the network's device, which the loop seeds anew for every step (resuming repeats them exactly).
+    They are made for the whole batch of the step, of which `part` says what this forward holds (None: all of it).
     """
 
     has_target = True
@@ -44,6 +70,6 @@ class Objective(nn.Module):
             self.generator = torch.Generator(device)
         self.generator.manual_seed(seed)
 
-    def forward(self, x0: Tensor, label: Tensor) -> StepLoss:
-        """Data x0 [B, ...] and classes [B] (-1: none) -> the step's loss."""
+    def forward(self, x0: Tensor, label: Tensor, part: Part | None = None) -> StepLoss:
+        """Data x0 [B, ...] and classes [B] (-1: none) -> the step's loss, the mean over these B samples."""
         raise NotImplementedError

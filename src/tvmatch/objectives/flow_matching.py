@@ -9,7 +9,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, GuidanceScheme, drop_labels, guided_target
 from tvmatch.interpolant import conditional_velocity, interpolate
-from tvmatch.objectives.base import Objective, StepLoss, mean_square
+from tvmatch.objectives.base import Objective, Part, StepLoss, mean_square
 from tvmatch.times import LogitNormal, TimeScheme
 
 
@@ -47,19 +47,20 @@ class FlowMatching(Objective):
                 target = guided_target(target, target_flow.unconditional_velocity(x_r, r), w)
         return mean_square(flow.velocity(x_r, r, label, w) - target) / w.square()
 
-    def forward(self, x0: Tensor, label: Tensor) -> StepLoss:
-        g, batch = self.generator, len(x0)
-        label, w = drop_labels(label, self.guidance(batch, g), self.label_dropout, g)
-        noise = torch.randn(x0.shape, generator=g, device=x0.device, dtype=x0.dtype)
+    def forward(self, x0: Tensor, label: Tensor, part: Part | None = None) -> StepLoss:
+        part = part or Part(0, len(x0), len(x0))
+        g, batch = self.generator, part.whole
+        label, w = drop_labels(part.spread(label), self.guidance(batch, g), self.label_dropout, g)
+        noise = torch.randn((batch, *x0.shape[1:]), generator=g, device=x0.device, dtype=x0.dtype)
         r = self.times(batch, g).to(x0.dtype)
         loss = self.terms(
             self.flow,
             self.target,
             x0=x0,
-            noise=noise,
-            r=r,
-            label=label,
-            w=w.to(x0.dtype),
+            noise=part.cut(noise),
+            r=part.cut(r),
+            label=part.cut(label),
+            w=part.cut(w.to(x0.dtype)),
             guided=not self.guidance.always_one,
         ).mean()
         return StepLoss(loss, {"boundary": loss.detach()})

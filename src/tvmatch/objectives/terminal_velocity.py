@@ -15,7 +15,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, GuidanceScheme, drop_labels, guided_target
 from tvmatch.interpolant import conditional_velocity, interpolate
-from tvmatch.objectives.base import Objective, StepLoss, mean_square
+from tvmatch.objectives.base import Objective, Part, StepLoss, mean_square
 from tvmatch.times import JumpScheme, LogitNormal, TimeScheme, TruncatedGap
 
 SAME_TIME = 1e-6  # t - s below this is a jump of length zero: nothing to match
@@ -96,21 +96,23 @@ class TerminalVelocityMatching(Objective):
         weight = w.square().reciprocal() if weighted else torch.ones_like(w)
         return Terms(weight * terminal, weight * boundary)
 
-    def forward(self, x0: Tensor, label: Tensor) -> StepLoss:
-        g, batch = self.generator, len(x0)
-        label, w = drop_labels(label, self.guidance(batch, g), self.label_dropout, g)
-        noise = torch.randn(x0.shape, generator=g, device=x0.device, dtype=x0.dtype)
+    def forward(self, x0: Tensor, label: Tensor, part: Part | None = None) -> StepLoss:
+        part = part or Part(0, len(x0), len(x0))
+        g, batch = self.generator, part.whole
+        label, w = drop_labels(part.spread(label), self.guidance(batch, g), self.label_dropout, g)
+        noise = torch.randn((batch, *x0.shape[1:]), generator=g, device=x0.device, dtype=x0.dtype)
         t, s = self.jumps(batch, g)
+        r = self.times(batch, g)
         terms = self.terms(
             self.flow,
             self.target,
             x0=x0,
-            noise=noise,
-            t=t.to(x0.dtype),
-            s=s.to(x0.dtype),
-            r=self.times(batch, g).to(x0.dtype),
-            label=label,
-            w=w.to(x0.dtype),
+            noise=part.cut(noise),
+            t=part.cut(t.to(x0.dtype)),
+            s=part.cut(s.to(x0.dtype)),
+            r=part.cut(r.to(x0.dtype)),
+            label=part.cut(label),
+            w=part.cut(w.to(x0.dtype)),
             weighted=self.weighted,
             detach_jvp=self.detach_jvp,
             guided=not self.guidance.always_one,

@@ -1,0 +1,37 @@
+"""However a batch is cut into parts, the training is the same: one loss and one gradient, in float64."""
+
+import pytest
+import torch
+
+from tvmatch.flow_map import FlowMap
+from tvmatch.guidance import UniformGuidance
+from tvmatch.objectives import FlowMatching, Objective, Part, TerminalVelocityMatching
+
+WHOLE = 12
+
+
+def gradient(objective: Objective) -> torch.Tensor:
+    flat = torch.cat([parameter.grad.flatten() for parameter in objective.flow.parameters()])
+    objective.zero_grad()
+    return flat
+
+
+@pytest.mark.parametrize("method", [TerminalVelocityMatching, FlowMatching])
+@pytest.mark.parametrize("count", [6, 3, 1])
+def test_the_mean_over_parts_is_the_whole(flow: FlowMap, method: type[Objective], count: int) -> None:
+    objective = method(flow, guidance=UniformGuidance(1, 3), label_dropout=0.3)
+    x0, label = torch.randn(WHOLE, 2, 4, 4, dtype=torch.float64), torch.arange(WHOLE) % 4 - 1
+    objective.seed(7)
+    whole = objective(x0, label)
+    whole.loss.backward()
+    expected, losses, terms = gradient(objective), [], []
+    for first in range(0, WHOLE, count):
+        objective.seed(7)
+        part = Part(first, count, WHOLE)
+        result = objective(part.cut(x0), part.cut(label), part)
+        (result.loss * count / WHOLE).backward()
+        losses.append(result.loss.detach())
+        terms.append(torch.stack(list(result.terms.values())))
+    torch.testing.assert_close(torch.stack(losses).mean(), whole.loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.stack(terms).mean(0), torch.stack(list(whole.terms.values())), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(objective), expected, rtol=1e-9, atol=1e-12)
