@@ -16,11 +16,11 @@ LABELS = np.arange(10)
 class Failing(InMemorySource):
     """Fails at its third batch."""
 
-    def batch(self, indices):
+    def batch(self, indices, flips=None, seeds=None):
         object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
         if self.calls == 3:
             raise OSError("the disk went away")
-        return super().batch(indices)
+        return super().batch(indices, flips, seeds)
 
 
 def source(kind=InMemorySource) -> InMemorySource:
@@ -133,9 +133,9 @@ def test_only_a_few_batches_are_made_ahead():
     steps = []
 
     class Counting(InMemorySource):
-        def batch(self, indices):
+        def batch(self, indices, flips=None, seeds=None):
             steps.append(1)
-            return super().batch(indices)
+            return super().batch(indices, flips, seeds)
 
     with Prefetcher(source(Counting), stream(), ahead=2) as batches:
         next(batches)
@@ -155,8 +155,8 @@ def test_wrong_arguments_are_refused_before_a_thread_starts():
 @pytest.mark.parametrize("change", [lambda batch: batch.astype(np.float32), lambda batch: batch[:, :, :3]])
 def test_a_source_that_breaks_its_promise_is_named(change):
     class Wrong(InMemorySource):
-        def batch(self, indices):
-            return change(super().batch(indices))
+        def batch(self, indices, flips=None, seeds=None):
+            return change(super().batch(indices, flips, seeds))
 
     with Prefetcher(source(Wrong), stream()) as batches, pytest.raises(DataError, match=r"must give uint8 \[4, 4, 4"):
         next(batches)

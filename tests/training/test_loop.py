@@ -550,12 +550,12 @@ def test_a_source_that_fails_is_told_apart_from_a_disk(tmp_path: Path) -> None:
 
     class Failing:
         shape, labels, class_names = source.shape, source.labels, source.class_names
-        num_classes, fingerprint = 0, source.fingerprint
+        num_classes, fingerprint, latent_space = 0, source.fingerprint, None
 
         def __len__(self) -> int:
             return len(source)
 
-        def batch(self, indices: np.ndarray) -> np.ndarray:
+        def batch(self, *_: object) -> np.ndarray:
             raise OSError(5, "Input/output error", "picture.png")
 
     with pytest.raises(TrainingError, match=r"step 0: the data set cannot be read: .*picture\.png"):

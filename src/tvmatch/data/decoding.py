@@ -1,13 +1,15 @@
-"""One picture file to one square uint8 RGB array."""
+"""One encoded picture, a file or its bytes, to one square uint8 RGB array."""
 
+import io
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tvmatch.data.resizing import centre_square
+from tvmatch.data.resizing import centre_square, random_square
 
 # Pillow's own list holds formats that start other programs (EPS) or are no pictures (PDF, MPEG)
 FORMATS = {
@@ -22,22 +24,27 @@ FORMATS = {
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 SIXTEEN_BITS = 65535
+Crop = Literal["centre", "random"]
 
 
 class UnusablePicture(Exception):
     """A file that gives no picture; the message is the reason, fit to stand behind the file's name."""
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Open a file by its content and read its header only. Raises `UnusablePicture`."""
+def open_picture(encoded: Path | bytes) -> Image.Image:
+    """Open a file, or a file's bytes, by its content and read its header only. Raises `UnusablePicture`."""
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
-            raise UnusablePicture("not a regular file")
-        if os.path.getsize(path) == 0:
+        if isinstance(encoded, bytes):
+            size, opened = len(encoded), io.BytesIO(encoded)
+        else:
+            status = os.stat(encoded)
+            if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+                raise UnusablePicture("not a regular file")
+            size, opened = status.st_size, encoded
+        if size == 0:
             raise UnusablePicture("empty file")
         Image.init()
-        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(opened, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         raise UnusablePicture("not a picture, or of an unknown format") from error
     except UnusablePicture:
@@ -54,22 +61,26 @@ def open_picture(path: Path) -> Image.Image:
     return image
 
 
-def decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int], bool]:
-    """Decode the file at `path` to the centred square of `size` pixels, uint8 [size, size, 3].
+def decode(
+    encoded: Path | bytes, size: int, crop: Crop = "centre", seed: int = 0
+) -> tuple[np.ndarray, tuple[int, int], bool]:
+    """Decode a file, or a file's bytes, to a square of `size` pixels, uint8 [size, size, 3].
 
     Applies the EXIF rotation; grey and palette pictures become RGB, transparency is laid over white, CMYK is
     converted without colour profiles, 16 bits are scaled to 8. Of several frames the first is taken.
+    The square is the largest centred one, or with `crop` "random" one drawn from `seed` (`random_square`).
     Returns the array, the picture's own (width, height) and whether it holds several frames.
     Raises `UnusablePicture`.
     """
     try:
-        with open_picture(path) as image:
+        with open_picture(encoded) as image:
             original = image.size
             # phones store previews beside a JPEG (MPO), which are no frames
             several_frames = image.format != "MPO" and getattr(image, "is_animated", False)
             # large JPEGs are decoded at 1/2, 1/4 or 1/8: several times faster, and still twice what is needed
             image.draft(None, (2 * size, 2 * size))
-            picture = centre_square(to_rgb(ImageOps.exif_transpose(image)), size)
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+            picture = centre_square(rgb, size) if crop == "centre" else random_square(rgb, size, seed)
             return np.asarray(picture), original, several_frames
     except UnusablePicture:
         raise

@@ -19,10 +19,10 @@ from tvmatch.data.decoding import SUFFIXES, UnusablePicture, decode, open_pictur
 from tvmatch.data.in_memory import InMemorySource
 from tvmatch.data.listing import list_folder
 from tvmatch.data.memory import require_memory
+from tvmatch.data.naming import named
 from tvmatch.data.progress import show_progress
 from tvmatch.data.source import DataError, check_image_size
 
-NAMED = 10  # files that a message lists by name
 CHUNK = 8  # pictures a task: a future each would cost more than decoding a small picture
 THREADS = 16
 
@@ -64,16 +64,16 @@ def folder_source(path: str | Path, image_size: int | None = None, strict: bool 
     labels = labels[usable]
     skipped = sorted(skipped + unusable)
     if strict and skipped:
-        raise DataError(f"{root}: {_named(skipped)}. Mend or remove them, or leave --strict off to skip them.")
+        raise DataError(f"{root}: {named(skipped)}. Mend or remove them, or leave --strict off to skip them.")
     if not len(images):
         raise DataError(_nothing(root, skipped))
-    for label, name in enumerate(listing.class_names):
+    for label, folder in enumerate(listing.folders):
         if not (labels == label).any():
-            inside = [entry for entry in skipped if entry[0] == name or entry[0].startswith(name + os.sep)]
-            why = f" ({_named(inside)})" if inside else ""
-            raise DataError(f"{root}: class folder {name!r} holds no usable picture{why}; fill it or remove it.")
+            inside = [entry for entry in skipped if entry[0] == folder or entry[0].startswith(folder + os.sep)]
+            why = f" ({named(inside)})" if inside else ""
+            raise DataError(f"{root}: class folder {folder!r} holds no usable picture{why}; fill it or remove it.")
     if skipped:
-        logger.warning("%s: skipped %s (--strict makes this an error).", root, _named(skipped))
+        logger.warning("%s: skipped %s (--strict makes this an error).", root, named(skipped))
     for note in notes:
         logger.warning("%s: %s", root, note)
     return InMemorySource(images, labels, listing.class_names, tuple(skipped))
@@ -154,16 +154,9 @@ def _in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _named(skipped: Skipped) -> str:
-    """`3 files: 'a.png' (empty file), ...`: the count and the first names; repr keeps odd names on one line."""
-    shown = ", ".join(f"{name!r} ({reason})" for name, reason in skipped[:NAMED])
-    more = f", and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    return f"{len(skipped)} file{'s' if len(skipped) != 1 else ''}: {shown}{more}"
-
-
 def _nothing(root: Path, skipped: Skipped) -> str:
     if skipped:
-        return f"{root}: no file can be used as a picture; skipped {_named(skipped)}."
+        return f"{root}: no file can be used as a picture; skipped {named(skipped)}."
     return (
         f"{root}: the folder holds no pictures. Put {', '.join(sorted(SUFFIXES))} files in it, one sub-folder a class."
     )

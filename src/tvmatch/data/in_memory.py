@@ -1,4 +1,4 @@
-"""A data set whose decoded pictures lie in memory: what every loader here returns."""
+"""A data set whose decoded pictures lie in memory."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from tvmatch.data.source import DataError
+from tvmatch.data.mirror import mirrored
+from tvmatch.data.source import checked_indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,8 @@ class InMemorySource:
     labels: np.ndarray
     class_names: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+
+    latent_space = None
 
     def __post_init__(self) -> None:
         # the fingerprint speaks for the content, so the content must not change after it was taken
@@ -53,11 +56,20 @@ class InMemorySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: np.ndarray) -> np.ndarray:
-        """The pictures at `indices` [B], each in 0 .. N - 1, as a new uint8 array [B, H, W, C]."""
-        indices = np.asarray(indices)
-        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise DataError(
-                f"picture indices must be 0 to {len(self) - 1}, got {int(indices.min())} to {int(indices.max())}."
-            )
-        return self.images[indices]
+    def batch(
+        self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The pictures at `indices` [B], each in 0 .. N - 1, as a new uint8 array [B, H, W, C], mirrored where `flips`
+        says so. `seeds` are not needed: nothing else is random here."""
+        return mirrored(self.images[checked_indices(indices, len(self))], flips)
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray | str]:
+        """The same as a list; every picture can be used."""
+        return list(self.batch(indices))
+
+    def name(self, index: int) -> str:
+        """What messages call this picture."""
+        return f"picture {index}"
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -7,21 +7,26 @@ from pathlib import Path
 import numpy as np
 
 from tvmatch.data.decoding import SUFFIXES
+from tvmatch.data.naming import CLASS_NAMES, read_class_names
+from tvmatch.data.records import FileRecords
 from tvmatch.data.source import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Picture files in a fixed order, the label of each (int64 [N], all -1 without classes), and what was left out."""
+    """Picture files in a fixed order, the label of each (int64 [N], all -1 without classes), the names of the classes
+    and of their folders, and what was left out."""
 
     files: list[Path]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    folders: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
 
 def list_folder(root: Path) -> Listing:
-    """List `root`: one sub-folder a class, or pictures only. Hidden entries are ignored.
+    """List `root`: one sub-folder a class, or pictures only. Hidden entries are ignored. A file `class_names.txt` in
+    `root` gives the classes other names than their folders' (`read_class_names`).
 
     Raises `DataError` for pictures beside sub-folders and for folders in class folders: which of them are the classes
     is not for us to guess (a data set's `train` and `test` would become two classes).
@@ -46,8 +51,20 @@ def list_folder(root: Path) -> Listing:
         files += inside
         labels += [label] * len(inside)
         skipped += more_skipped
-    names = tuple(folder.name for folder in folders)
-    return Listing(files, np.array(labels, np.int64), names, tuple(skipped))
+    folder_names = names = tuple(folder.name for folder in folders)
+    if folders and (root / CLASS_NAMES).is_file():
+        names = read_class_names(root / CLASS_NAMES, folder_names)
+    return Listing(files, np.array(labels, np.int64), names, folder_names, tuple(skipped))
+
+
+def folder_records(root: Path) -> FileRecords:
+    """The same as records, to be decoded one by one. A class whose folder holds no picture file is an error."""
+    listing = list_folder(root)
+    for label, name in enumerate(listing.folders):
+        if not (listing.labels == label).any():
+            raise DataError(f"{root}: class folder {name!r} holds no picture; fill it or remove it.")
+    files = [str(file.relative_to(root)) for file in listing.files]
+    return FileRecords(root, files, listing.labels, listing.class_names, listing.skipped)
 
 
 def _entries(folder: Path, root: Path) -> tuple[list[Path], list[Path], list[tuple[str, str]]]:
@@ -60,7 +77,7 @@ def _entries(folder: Path, root: Path) -> tuple[list[Path], list[Path], list[tup
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror}).") from error
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or (folder == root and entry.name == CLASS_NAMES):
             continue
         if _is_folder(path):
             folders.append(path)

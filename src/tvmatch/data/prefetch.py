@@ -1,8 +1,10 @@
-"""Batches made ready in a background thread while the network is busy with the one before."""
+"""Batches made ready in a background thread, on the device, while the network is busy with the one before."""
 
 import queue
 import threading
+import time
 import weakref
+from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
 from typing import Self
@@ -16,14 +18,19 @@ from tvmatch.data.stream import ShuffledStream
 
 
 class Prefetcher:
-    """Iterates without end over (images uint8 [B, H, W, C], labels int64 [B]) of the steps `start`, `start` + 1, ...
+    """Iterates without end over (samples [B, ...], labels int64 [B]) of the steps `start`, `start` + 1, ...
+
+    Samples are pictures uint8 [B, H, W, C] or latents float32 [B, C, H, W], whichever the source holds.
 
     source  the data set
     stream  which samples each step sees; B is the stream's share
     start   the first step (the number of steps already done, when a run resumes)
-    device  where the tensors go; for CUDA they travel through pinned memory without waiting
+    device  where the tensors go; for CUDA the thread copies them through pinned memory on a stream of its own, so that
+            a batch lies on the GPU before it is asked for
     flip    mirror every second picture left to right, drawn by the stream, so that a resume repeats it
     ahead   batches kept ready
+
+    `waited` counts the seconds that the consumer had to wait for batches.
 
     An exception while a batch is made is raised to the consumer at that batch. Use it as a context manager, or call
     `close`: the thread then ends at once, also when the consumer failed.
@@ -47,7 +54,8 @@ class Prefetcher:
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self._ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(maxsize=ahead)
+        self.waited = 0.0
+        self._ready: queue.Queue[_Ready | BaseException] = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()
         # The thread must not hold this object, or one that is dropped without close() would live for ever
         self._thread = threading.Thread(
@@ -63,6 +71,7 @@ class Prefetcher:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
+        began = time.perf_counter()
         while True:
             if self._closed.is_set():
                 raise RuntimeError("the prefetcher is closed; make a new one with start= the next step.")
@@ -74,8 +83,13 @@ class Prefetcher:
         if isinstance(item, BaseException):
             self.close()
             raise item
-        images, labels = item
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        self.waited += time.perf_counter() - began
+        if item.copied is not None:  # the GPU waits for the copy; this thread does not
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(item.copied)
+            for tensor in item.batch:
+                tensor.record_stream(current)
+        return item.batch
 
     def close(self) -> None:
         """End the thread and drop what was ready. May be called twice."""
@@ -116,29 +130,49 @@ def _work(
         return False
 
     try:
-        pin = device.type == "cuda"
-        if pin:  # a thread begins on GPU 0, where pinning would open a context for every rank
+        on_gpu = device.type == "cuda"
+        if on_gpu:  # a thread begins on GPU 0, where pinning would open a context for every rank
             torch.cuda.set_device(device)
+            stream_of_copies = torch.cuda.Stream(device)
         for step in count(start):
-            if not hand_over(load_batch(source, stream, step, flip, pin)):
+            batch = load_batch(source, stream, step, flip, pin=on_gpu)
+            copied = None
+            if on_gpu:
+                with torch.cuda.stream(stream_of_copies):
+                    batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+                    copied = torch.cuda.Event()
+                    copied.record(stream_of_copies)
+            elif device.type != "cpu":
+                batch = tuple(tensor.to(device) for tensor in batch)
+            if not hand_over(_Ready(batch, copied)):
                 return
     except BaseException as error:
         hand_over(error)
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A batch on its device, and the event after which it is there (None: it is)."""
+
+    batch: tuple[Tensor, Tensor]
+    copied: torch.cuda.Event | None
+
+
 def load_batch(
     source: Source, stream: ShuffledStream, step: int, flip: bool = False, pin: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [B, H, W, C] and labels int64 [B] of training step `step`, on the CPU, pinned if asked for."""
+    """The samples and the labels int64 [B] of training step `step`, on the CPU, pinned if asked for."""
     indices = stream.indices(step)
-    images = source.batch(indices)
+    samples = source.batch(indices, stream.flips(step) if flip else None, stream.seeds(step))
     channels, height, width = source.shape
-    if images.dtype != np.uint8 or images.shape != (len(indices), height, width, channels):
+    shapes = {
+        "uint8": (len(indices), height, width, channels),
+        "float32": (len(indices), channels, height, width),
+    }
+    if samples.shape != shapes.get(str(samples.dtype)):
         raise DataError(
-            f"the data set must give uint8 {[len(indices), height, width, channels]}, got {images.dtype} "
-            f"{list(images.shape)} at step {step}."
+            f"the data set must give uint8 {list(shapes['uint8'])} or float32 {list(shapes['float32'])}, got "
+            f"{samples.dtype} {list(samples.shape)} at step {step}."
         )
-    if flip:
-        images = np.where(stream.flips(step)[:, None, None, None], images[:, :, ::-1], images)
-    pair = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(source.labels[indices])
+    pair = torch.from_numpy(np.ascontiguousarray(samples)), torch.from_numpy(source.labels[indices])
     return tuple(tensor.pin_memory() for tensor in pair) if pin else pair

@@ -1,15 +1,16 @@
-"""What a data set is to the training loop, and the one place that turns a name or a path into one.
+"""What a data set is to the training loop.
 
 Pictures are uint8 NHWC everywhere in `tvmatch.data`; the network sees float32 NCHW in [-1, 1].
 """
 
-import difflib
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tvmatch.data.latent_space import LatentSpace
 
 
 class DataError(ValueError):
@@ -17,17 +18,23 @@ class DataError(ValueError):
 
 
 class Source(Protocol):
-    """A data set of square pictures, addressed by index.
+    """A data set of square pictures or of their latents, addressed by number.
 
-    shape        (channels, height, width) of every picture, height == width
-    labels       int64 [N], 0 .. num_classes - 1, or all -1 when there are no classes
-    class_names  one name a class; empty when there are no classes
-    fingerprint  hash of the content, so that a resumed run can refuse other data
+    Any number can be asked for at any time, and the same arguments give the same bits: so the order of a run is a pure
+    function of its seed and step, a resumed run needs only its step, and each rank asks for its own part.
+
+    shape         (channels, height, width) of what the network sees, height == width
+    labels        int64 [N], 0 .. num_classes - 1, or all -1 when there are no classes
+    class_names   one name a class; empty when there are no classes
+    fingerprint   hash of the content, so that a resumed run can refuse other data
+    latent_space  what latents mean; None for pictures
+    skipped       (name, reason) of what was left out until now
     """
 
     shape: tuple[int, int, int]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    latent_space: "LatentSpace | None"
 
     @property
     def num_classes(self) -> int: ...
@@ -35,11 +42,60 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]: ...
+
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray) -> np.ndarray:
-        """The pictures at `indices` [B] as a new uint8 array [B, height, width, channels]."""
+    def batch(
+        self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The samples at `indices` [B]: pictures as a new uint8 array [B, height, width, channels], or normalised
+        latents as float32 [B, channels, height, width].
+
+        flips  bool [B], which to mirror left to right
+        seeds  int64 [B], for what is drawn anew each time: random crops, the noise of a posterior
+        """
         ...
+
+    def close(self) -> None:
+        """End workers, and say what was left out."""
+        ...
+
+
+class PictureReader(Protocol):
+    """A source whose pictures can be read in order, with a reason in the place of each that cannot be used."""
+
+    shape: tuple[int, int, int]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray | str]: ...
+
+    def name(self, index: int) -> str: ...
+
+    def close(self) -> None: ...
+
+
+def to_network_range(batch: Tensor) -> Tensor:
+    """A batch of any source as float32 [B, C, H, W]: pictures (uint8) by `to_unit_range`, latents as they are."""
+    return to_unit_range(batch) if batch.dtype == torch.uint8 else batch
+
+
+def checked_indices(indices: np.ndarray, size: int) -> np.ndarray:
+    """int64 [B], each 0 .. size - 1, or `DataError`."""
+    indices = np.asarray(indices, np.int64)
+    if len(indices) and not (indices.min() >= 0 and indices.max() < size):
+        raise DataError(f"picture indices must be 0 to {size - 1}, got {int(indices.min())} to {int(indices.max())}.")
+    return indices
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -73,51 +129,3 @@ def check_image_size(image_size: int | None) -> None:
         return
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise DataError(f"image_size must be a whole number of pixels, at least 1; got {image_size!r}.")
-
-
-def open_source(spec: str, image_size: int | None = None, strict: bool = False) -> Source:
-    """Open a data set.
-
-    spec        `digits` (embedded, the training split), the path of an `.npz` file, or of a folder of pictures
-                (`./digits` for a folder of that name)
-    image_size  height and width in pixels that every picture is brought to; None keeps the size the data has
-    strict      a file of a picture folder that cannot be used is an error instead of skipped with a warning
-
-    Raises `DataError` for an unknown name, a missing path, and everything that is wrong with the data itself.
-    """
-    # imported here: scikit-learn alone takes a second, and the loaders build on this module
-    check_image_size(image_size)
-    if spec == "digits":
-        from tvmatch.data.digits import digits_source
-
-        return digits_source("train", image_size)
-    path = Path(spec).expanduser()
-    if not spec or not path.exists():
-        raise DataError(_unknown(spec, path))
-    if path.is_dir():
-        from tvmatch.data.folder import folder_source
-
-        return folder_source(path, image_size, strict)
-    if path.suffix.lower() == ".npz":
-        from tvmatch.data.arrays import npz_source
-
-        return npz_source(path, image_size)
-    raise DataError(
-        f"data {spec!r} is a file that is not an .npz; give an .npz file with `images` (and `labels`), a folder of "
-        "pictures, or `digits`."
-    )
-
-
-def _unknown(spec: str, path: Path) -> str:
-    """Say what was probably meant by a spec that is neither a known name nor an existing path."""
-    choices = "Give `digits`, an .npz file or a folder of pictures."
-    if difflib.get_close_matches(spec.lower(), ["digits"]):
-        return f"unknown data {spec!r}: did you mean `digits`?"
-    if not spec:
-        return f"the name of the data is empty. {choices}"
-    if not path.parent.is_dir():
-        return f"no such data: {spec!r} (there is no folder {str(path.parent.absolute())!r} either). {choices}"
-    neighbours = [entry.name for entry in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, neighbours, n=1)
-    meant = f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
-    return f"no such file or folder: {str(path.absolute())!r}.{meant} {choices}"

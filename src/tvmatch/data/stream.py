@@ -3,7 +3,7 @@
 import numpy as np
 
 # The streams drawn from one seed are kept apart: SeedSequence pads [seed, epoch] and [seed, step] alike
-SHUFFLES, FLIPS = 0, 1
+SHUFFLES, FLIPS, SEEDS = 0, 1, 2
 
 
 def random_generator(purpose: int, *entropy: int) -> np.random.Generator:
@@ -68,6 +68,12 @@ class ShuffledStream:
         Drawn for the whole batch and then shared, so that the number of ranks does not change the training.
         """
         whole = random_generator(FLIPS, self.seed, step).random(self.batch) < 0.5
+        return whole[self.first : self.first + self.share]
+
+    def seeds(self, step: int) -> np.ndarray:
+        """int64 [share], 0 or more: for what each of this rank's samples of `step` draws anew (random crops, posterior
+        noise); drawn for the whole batch as the flips are."""
+        whole = random_generator(SEEDS, self.seed, step).integers(2**63, size=self.batch)
         return whole[self.first : self.first + self.share]
 
     def _permutation(self, epoch: int) -> np.ndarray:

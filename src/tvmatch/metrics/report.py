@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvmatch.data.source import open_source, to_pictures
+from tvmatch.data.opening import open_source
+from tvmatch.data.source import to_pictures
 from tvmatch.metrics.frechet import FeatureStatistics, frechet_distance
 from tvmatch.sampling import draw
 from tvmatch.training.checkpoint import read_header

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from tvmatch.data.decoding import Crop
 from tvmatch.guidance import parse_guidance
 
 ObjectiveName = Literal["terminal-velocity", "flow-matching"]
@@ -24,8 +25,11 @@ class TrainConfig:
     """A training run. The comment behind each field is its help text."""
 
     run: Path = Path("runs/digits")  # folder of the run; the same command continues an unfinished run
-    data: str = "digits"  # digits, an .npz file (images uint8 NHWC, labels), or a folder with a sub-folder a class
+    # digits; an .npz file (images uint8 NHWC, labels); a folder with a sub-folder a class; a folder of latents; .tar,
+    # .parquet or .arrow files; or hf:NAME (see docs/your_own_pictures.md)
+    data: str = "digits"
     image_size: int | None = None  # pixels a side; pictures are resized and cropped to it (None: as they are)
+    crop: Crop = "centre"  # of pictures that are not square: the centre, or a random square each time
     flip: bool = False  # mirror pictures at random
     strict: bool = False  # end with an error at the first unreadable picture instead of skipping it
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from tvmatch.data.opening import open_source
 from tvmatch.data.prefetch import Prefetcher
-from tvmatch.data.source import Source, open_source, to_unit_range
+from tvmatch.data.source import Source, to_network_range
 from tvmatch.data.stream import ShuffledStream
 from tvmatch.networks.presets import network_config
 from tvmatch.networks.probe import verify_tangents
@@ -124,6 +125,7 @@ def prepare(config: TrainConfig, source: Source, device: torch.device) -> tuple[
         "guidance": config.guidance,
         "class_names": list(source.class_names),
         "data": source.fingerprint,
+        "latent_space": None if source.latent_space is None else source.latent_space.to_header(),
     }
     return TrainingState(objective, EvaluationEma(flow, config.evaluation_ema), optimizer), header
 
@@ -198,7 +200,7 @@ class _Run:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
             while state.step < config.steps and not caught:
                 images, label = self.next_batch(batches)
-                self.step(to_unit_range(images), label)
+                self.step(to_network_range(images), label)
                 figures = self.report() if state.step % config.log_every == 0 else None
                 self.progress.update(state.step, figures)
                 if config.sample_every and state.step % config.sample_every == 0:

@@ -1,0 +1,175 @@
+"""Tiny autoencoders of the TAESD family (https://github.com/madebyollin/taesd, MIT), TAEF2 with its middle blocks
+included, which `diffusers.AutoencoderTiny` cannot hold.
+
+Such a codec is two files of numbered layers, `*encoder.safetensors` and `*decoder.safetensors`. Their names and shapes
+tell the network: 3x3 convolutions; residual blocks of three, with or without a pooled branch (1x1 up by 4, group norm
+of 4 groups, ReLU, 1x1 down); where a convolution without bias stands between the blocks, the resolution changes by 2.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tvmatch.data.codecs.base import CodecError, Posterior, check_pictures, weights_hash
+
+GROUPS = 4  # of the norm in a pooled branch; with any other number the round trip of TAEF2 loses 3 dB or more
+REACH = 3.0  # the decoder brings latents softly into -3 .. 3 first
+LAYER = re.compile(r"(\d+)\.(.+)")
+
+
+class TinyCodec:
+    """A tiny autoencoder from a folder with `*encoder.safetensors` and `*decoder.safetensors`."""
+
+    has_deviation = False
+
+    def __init__(self, folder: Path) -> None:
+        self.spec = str(folder.resolve())
+        encoder, decoder = (_load(_one_file(folder, part)) for part in ("encoder", "decoder"))
+        try:
+            self.network = nn.ModuleDict({"encoder": _encoder(encoder), "decoder": _decoder(decoder)})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CodecError(f"{folder}: its weights are not of the TAESD family ({error}).") from error
+        self.network.requires_grad_(False).eval()
+        self.channels = self.network["encoder"][-1].out_channels
+        self.factor = 2 ** sum(layer.stride == (2, 2) for layer in self.network["encoder"] if _is_convolution(layer))
+        self.hash = weights_hash("TinyCodec", {}, self.network)
+
+    def encode(self, x: Tensor) -> Posterior:
+        check_pictures(x, self.factor)
+        return Posterior(self.network["encoder"](x.float() * 0.5 + 0.5), None)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.network["decoder"](latents.float()) * 2 - 1
+
+    def to(self, device: torch.device | str) -> "TinyCodec":
+        self.network.to(device)
+        return self
+
+
+class Block(nn.Module):
+    """x + pooled branch(x), then relu(three convolutions + x)."""
+
+    def __init__(self, channels: int, pooled: bool) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        self.pool: nn.Module | None = None
+        if pooled:
+            wide = 4 * channels
+            self.pool = nn.Sequential(
+                nn.Conv2d(channels, wide, 1, bias=False),
+                nn.GroupNorm(GROUPS, wide),
+                nn.ReLU(),
+                nn.Conv2d(wide, channels, 1, bias=False),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool is not None:
+            x = x + self.pool(x)
+        return torch.relu(self.conv(x) + x)
+
+
+class SoftClamp(nn.Module):
+    """REACH tanh(x / REACH)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / REACH) * REACH
+
+
+def _encoder(tensors: dict[str, Tensor]) -> nn.Sequential:
+    """Convolution, block, (convolution that halves, blocks) three times, convolution."""
+    layers = [_layer(tensors, number, stride=2) for number in _numbers(tensors)]
+    return _filled(nn.Sequential(*layers), tensors)
+
+
+def _decoder(tensors: dict[str, Tensor]) -> nn.Sequential:
+    """Soft clamp, convolution, ReLU, (blocks, doubling, convolution) three times, block, convolution. The numbers that
+    the weights leave out are the layers without any."""
+    present = set(_numbers(tensors))
+    layers: list[nn.Module] = []
+    for number in range(max(present) + 1):
+        if number in present:
+            layers.append(_layer(tensors, number, stride=1))
+        elif number == 0:
+            layers.append(SoftClamp())
+        elif _is_convolution(layers[-1]):
+            layers.append(nn.ReLU())
+        else:
+            layers.append(nn.Upsample(scale_factor=2))
+    return _filled(nn.Sequential(*layers), tensors)
+
+
+def _layer(tensors: dict[str, Tensor], number: int, stride: int) -> nn.Module:
+    """The layer whose weights carry this number; `stride` is that of a convolution without bias."""
+    if f"{number}.conv.0.weight" in tensors:
+        channels = tensors[f"{number}.conv.0.weight"].shape[0]
+        return Block(channels, pooled=f"{number}.pool.0.weight" in tensors)
+    outputs, inputs, _, _ = tensors[f"{number}.weight"].shape
+    bias = f"{number}.bias" in tensors
+    return nn.Conv2d(inputs, outputs, 3, padding=1, stride=1 if bias else stride, bias=bias)
+
+
+def _filled(network: nn.Sequential, tensors: dict[str, Tensor]) -> nn.Sequential:
+    network.load_state_dict(tensors)
+    return network.float()
+
+
+def _numbers(tensors: dict[str, Tensor]) -> list[int]:
+    """The numbers of the layers, in order."""
+    found = [LAYER.fullmatch(name) for name in tensors]
+    if not found or None in found:
+        raise ValueError(f"layers are numbered, unlike {sorted(tensors)[0] if tensors else 'nothing'!r}")
+    return sorted({int(match[1]) for match in found})
+
+
+def _is_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d)
+
+
+def _one_file(folder: Path, part: str) -> Path:
+    """The one `*{part}.safetensors` of a folder."""
+    found = sorted(folder.glob(f"*{part}.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if not found and sorted(folder.glob(f"*{part}.pth")):
+        raise CodecError(
+            f"{folder} holds .pth files, which are pickles and never opened here. Convert them once: "
+            f"python -m tvmatch.data.codecs.tiny {folder} NEW_FOLDER"
+        )
+    raise CodecError(f"{folder} must hold one *{part}.safetensors, found {len(found)}.")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CodecError(f"{path} is damaged ({error}); copy it again.") from error
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the `*encoder.pth` and `*decoder.pth` of a folder, and its licence, as safetensors into a new folder.
+
+    torch's restricted unpickler reads them: it builds tensors and runs nothing.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for part in ("encoder", "decoder"):
+        (path,) = source.glob(f"*{part}.pth")
+        tensors = torch.load(path, weights_only=True, map_location="cpu")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, target / f"{path.stem}.safetensors")
+    for licence in source.glob("LICENSE*"):
+        (target / licence.name).write_bytes(licence.read_bytes())
+
+
+if __name__ == "__main__":
+    import sys
+
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,135 @@
+"""The one place that turns the name of a data set, or a path, into a source."""
+
+import difflib
+from pathlib import Path
+
+from tvmatch.data.decoding import Crop
+from tvmatch.data.source import DataError, PictureReader, Source, check_image_size
+
+CHOICES = (
+    "Give `digits`, an .npz file, a folder of pictures, a folder of latents (`tvmatch encode`), .tar shards, .parquet "
+    "or .arrow files, or `hf:NAME` for a data set of the Hugging Face hub."
+)
+IN_MEMORY = 2**30  # bytes of decoded pictures up to which a folder is decoded once and kept
+
+
+def open_source(spec: str, image_size: int | None = None, strict: bool = False, crop: Crop = "centre") -> Source:
+    """Open a data set.
+
+    spec        `digits` (embedded, the training split); an `.npz` file; a folder of pictures (`./digits` for a folder
+                of that name); a folder of latents; WebDataset shards of pictures (`FILE.tar`, a folder of them, or
+                `train-{000..099}.tar`); a `.parquet` or `.arrow` file, or a folder of them; `hf:NAME` from the hub
+    image_size  height and width in pixels that every picture is brought to; None keeps the size the data has
+    strict      a picture that cannot be used is an error instead of skipped with a warning
+    crop        of pictures that are not square: the centre, or a random square each time (decoded as they are needed)
+
+    Raises `DataError` for an unknown name, a missing path, and everything that is wrong with the data itself.
+    """
+    # imported here: scikit-learn alone takes a second, and the loaders build on `source`
+    check_image_size(image_size)
+    if not spec:
+        raise DataError(f"the name of the data is empty. {CHOICES}")
+    path = Path(spec).expanduser()
+    if crop == "random" and (spec == "digits" or path.suffix.lower() == ".npz" or _is_latents(path)):
+        raise DataError(f"data {spec!r} has no pictures to crop at random; leave --crop out.")
+    if spec == "digits":
+        from tvmatch.data.digits import digits_source
+
+        return digits_source("train", image_size)
+    if _is_latents(path):
+        from tvmatch.data.latents import LatentsSource
+
+        return LatentsSource(path, image_size)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        from tvmatch.data.arrays import npz_source
+
+        return npz_source(path, image_size)
+    if path.is_dir() and not _table_files(path) and not _tar_files(path) and crop == "centre":
+        from tvmatch.data.folder import folder_source
+        from tvmatch.data.listing import list_folder
+
+        count = len(list_folder(path).files)
+        if image_size is None or count * image_size**2 * 3 <= IN_MEMORY:
+            return folder_source(path, image_size, strict)
+    return _streamed(spec, path, image_size, strict, crop)
+
+
+def open_pictures(spec: str, image_size: int | None = None, strict: bool = False) -> PictureReader:
+    """Open a data set of pictures to be read once, in order: as `open_source`, but nothing is decoded beforehand.
+
+    Raises `DataError`, for latents too: they are no pictures.
+    """
+    check_image_size(image_size)
+    if not spec:
+        raise DataError(f"the name of the data is empty. {CHOICES}")
+    path = Path(spec).expanduser()
+    if _is_latents(path):
+        raise DataError(f"data {spec!r} are latents already; give the pictures.")
+    if spec == "digits" or (path.is_file() and path.suffix.lower() == ".npz"):
+        return open_source(spec, image_size, strict)
+    return _streamed(spec, path, image_size, strict, "centre")
+
+
+def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop: Crop) -> Source:
+    """A source that decodes what it is asked for."""
+    from tvmatch.data.streamed import StreamedSource
+
+    if spec.startswith("hf:"):
+        from tvmatch.data.hub import hub_records
+
+        records = hub_records(spec.removeprefix("hf:"))
+    elif _tar_pattern(spec) or (path.is_file() and path.suffix == ".tar") or (path.is_dir() and _tar_files(path)):
+        from tvmatch.data.shards import shard_records
+
+        records = shard_records(spec if _tar_pattern(spec) else path)
+    elif (path.is_file() and path.suffix in (".parquet", ".arrow")) or (path.is_dir() and _table_files(path)):
+        from tvmatch.data.hub import table_records
+
+        records = table_records(_table_files(path) if path.is_dir() else [path], str(path))
+    elif path.is_dir():
+        from tvmatch.data.listing import folder_records
+
+        records = folder_records(path)
+    elif not path.exists():
+        raise DataError(_unknown(spec, path))
+    else:
+        raise DataError(f"data {spec!r} is a file that is not an .npz. {CHOICES}")
+    if image_size is None:
+        raise DataError(
+            f"image_size is required for {spec!r}, whose pictures are decoded one by one: --image-size 256."
+        )
+    return StreamedSource(records, image_size, crop, strict)
+
+
+def _is_latents(path: Path) -> bool:
+    return path.is_dir() and ((path / "manifest.json").is_file() or (path / "plan.json").is_file())
+
+
+def _tar_pattern(spec: str) -> bool:
+    return "{" in spec and spec.endswith(".tar")
+
+
+def _tar_files(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.glob("*.tar") if not entry.name.startswith("."))
+
+
+def _table_files(folder: Path) -> list[Path]:
+    """The parquet or arrow files of a folder, the `data` folder of a hub repository included."""
+    for place in (folder, folder / "data"):
+        for suffix in ("parquet", "arrow"):
+            found = sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith("."))
+            if found:
+                return found
+    return []
+
+
+def _unknown(spec: str, path: Path) -> str:
+    """Say what was probably meant by a spec that is neither a known name nor an existing path."""
+    if difflib.get_close_matches(spec.lower(), ["digits"]):
+        return f"unknown data {spec!r}: did you mean `digits`?"
+    if not path.parent.is_dir():
+        return f"no such data: {spec!r} (there is no folder {str(path.parent.absolute())!r} either). {CHOICES}"
+    neighbours = [entry.name for entry in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, neighbours, n=1)
+    meant = f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
+    return f"no such file or folder: {str(path.absolute())!r}.{meant} {CHOICES}"

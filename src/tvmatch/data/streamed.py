@@ -1,0 +1,166 @@
+"""Pictures that are decoded when they are asked for: data sets larger than memory, and random crops."""
+
+import logging
+import threading
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from tvmatch.data.decoders import DecoderDied, Decoders, Job, Workers
+from tvmatch.data.decoding import Crop
+from tvmatch.data.mirror import mirrored
+from tvmatch.data.naming import named
+from tvmatch.data.records import Records, fingerprint_of
+from tvmatch.data.source import DataError, check_image_size, checked_indices
+
+logger = logging.getLogger("tvmatch")
+
+
+class StreamedSource:
+    """A `Source` over encoded pictures.
+
+    records     the encoded pictures
+    image_size  pixels a side that each is brought to
+    crop        the centred square, or a random one, drawn anew whenever a picture is seen
+    strict      a picture that cannot be used is an error; otherwise the next of its class stands in for it, always the
+                same one, and `skipped` counts and names it
+    workers     what decodes: processes, threads, or what suits the machine
+    """
+
+    latent_space = None
+
+    def __init__(
+        self,
+        records: Records,
+        image_size: int,
+        crop: Crop = "centre",
+        strict: bool = False,
+        workers: Workers = "auto",
+        count: int | None = None,
+    ) -> None:
+        check_image_size(image_size)
+        if not len(records):
+            raise DataError(f"{records.origin}: there are no pictures{_because(records)}.")
+        if strict and records.skipped:
+            raise DataError(f"{records.origin}: {named(records.skipped)}. Mend or remove them, or leave --strict off.")
+        self.records, self.strict, self.crop = records, strict, crop
+        self.shape = (3, image_size, image_size)
+        self.labels = records.labels
+        self.class_names = records.class_names
+        self._bad: dict[int, str] = {}
+        self._decoders = Decoders(Job(records, image_size, crop), workers, count)
+        self._lock = threading.Lock()  # one batch at a time: its decoders share the work
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of names, labels, sizes and some of the bytes (`fingerprint_of`)."""
+        return fingerprint_of(self.records, self.shape[1], self.crop)
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of what was left out until now."""
+        with self._lock:
+            bad = tuple((self.records.name(index), reason) for index, reason in self._bad.items())
+        return tuple(sorted(self.records.skipped + bad))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def batch(
+        self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The pictures at `indices` [B], uint8 [B, size, size, 3]; `seeds` [B] draw random crops."""
+        indices = checked_indices(indices, len(self))
+        if seeds is None:
+            if self.crop == "random":
+                raise ValueError("random crops need `seeds`, one a picture.")
+            seeds = np.zeros(len(indices), np.int64)
+        with self._lock:
+            chosen = indices.copy()
+            pictures = np.empty((len(indices), *self.shape[1:], 3), np.uint8)
+            wanted = np.arange(len(indices))
+            while len(wanted):
+                chosen[wanted] = [self._usable(index) for index in indices[wanted]]
+                results = self._decode(chosen[wanted], np.asarray(seeds)[wanted])
+                again = []
+                for place, result in zip(wanted, results, strict=True):
+                    if isinstance(result, str):
+                        self._note(int(chosen[place]), result)
+                        again.append(place)
+                    else:
+                        pictures[place] = result
+                wanted = np.array(again, np.int64)
+        return mirrored(pictures, flips)
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray | str]:
+        """The pictures at `indices` [B], each uint8 [size, size, 3] or the reason why it cannot be used; nothing
+        stands in for it. With `strict` it is an error."""
+        indices = checked_indices(indices, len(self))
+        with self._lock:
+            results = self._decode(indices, np.zeros(len(indices), np.int64))
+            for index, result in zip(indices, results, strict=True):
+                if isinstance(result, str):
+                    self._note(int(index), result)
+        return results
+
+    def name(self, index: int) -> str:
+        """What messages call this picture."""
+        return self.records.name(index)
+
+    def _usable(self, index: int) -> int:
+        """The picture itself, or the next of its class that is not known to be unusable."""
+        if index not in self._bad:
+            return index
+        size, label = len(self), self.labels[index]
+        for step in range(1, size):
+            other = (index + step) % size
+            if self.labels[other] == label and other not in self._bad:
+                return other
+        of = f" of class {self.class_names[label]!r}" if self.num_classes else ""
+        raise DataError(f"{self.records.origin}: no picture{of} can be used: {named(self._all_bad())}.")
+
+    def _decode(self, indices: np.ndarray, seeds: np.ndarray) -> list[np.ndarray | str]:
+        try:
+            return self._decoders.decode(indices, seeds)
+        except DecoderDied as died:
+            names = ", ".join(repr(self.records.name(int(index))) for index in died.chunk)
+            raise DataError(
+                f"{self.records.origin}: a decoding process died (out of memory, or a picture broke the decoder) over "
+                f"one of {names}. Remove the one that Pillow cannot open, or free some memory."
+            ) from died
+
+    def _note(self, index: int, reason: str) -> None:
+        if self.strict:
+            raise DataError(
+                f"{self.records.origin}: {self.records.name(index)!r} cannot be used ({reason}). Mend or remove it, or "
+                "leave --strict off to skip it."
+            )
+        self._bad[index] = reason
+
+    def _all_bad(self) -> tuple[tuple[str, str], ...]:
+        return tuple((self.records.name(index), reason) for index, reason in sorted(self._bad.items()))
+
+    def close(self) -> None:
+        """End the workers, and say once what was left out. May be called twice."""
+        self._decoders.close()
+        if self._bad:
+            logger.warning(
+                "%s: %s could not be used; others of their classes stood in (--strict makes this an error).",
+                self.records.origin,
+                named(self._all_bad()),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _because(records: Records) -> str:
+    return f"; left out were {named(records.skipped)}" if records.skipped else ""
