@@ -26,7 +26,7 @@ from tvmatch.data.source import to_pictures
 from tvmatch.metrics.judge import DigitsJudge, digits_frechet
 from tvmatch.pictures import captioned, enlarge, save_png, tile
 from tvmatch.sampling import draw
-from tvmatch.training.checkpoint import list_checkpoints
+from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.loop import train
 from tvmatch.training.trained import TrainedRun, load_run
@@ -38,7 +38,7 @@ TVM_CALLS, EULER_STEPS = (1, 2, 4), (1, 4, 32)
 
 def trained(config: TrainConfig) -> tuple[TrainedRun, float | None]:
     """The run of `config`, trained now unless it is complete; images/s if it was."""
-    done = [int(path.stem.removeprefix("step_")) for path in list_checkpoints(config.run)]
+    done = [step_of(path) for path in list_checkpoints(config.run)]
     if done and done[-1] >= config.steps:
         print(f"{config.run}: already trained, {done[-1]} steps")
         return load_run(config.run), None

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tvmatch.networks.presets import NETWORKS, Size
-from tvmatch.training.checkpoint import list_checkpoints
+from tvmatch.training.checkpoint import list_checkpoints, read_checkpoint
 from tvmatch.training.config import TrainConfig
 
 TINY, TINY_SIZE = "DiT-Test/4", (Size(hidden_size=16, depth=1, num_heads=2), 4)
@@ -59,7 +58,7 @@ def tiny_command(run: Path, **changes: Any) -> list[str]:
 
 def last_tensors(run: Path) -> dict[str, torch.Tensor]:
     """Everything in the run's last checkpoint."""
-    return load_file(list_checkpoints(run)[-1])
+    return read_checkpoint(list_checkpoints(run)[-1])
 
 
 def assert_same_bits(first: Path, second: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import pickle
 import subprocess
@@ -11,61 +12,103 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tvmatch.training import checkpoint
 from tvmatch.training.checkpoint import (
     CheckpointError,
     checkpoint_path,
     list_checkpoints,
+    load_checkpoint,
     read_checkpoint,
     read_header,
-    read_names,
-    write_checkpoint,
+    read_shapes,
 )
+from tvmatch.training.ranks import Ranks
+from tvmatch.training.saving import Saver
 
 TENSORS = {"flow.a": torch.arange(6.0).reshape(2, 3), "flow.b": torch.tensor(7), "ema.0.9.a": torch.ones(2)}
+FILE, INDEX = "part_00000.safetensors", "tvmatch.json"
+READERS = (read_header, read_checkpoint, read_shapes)
 
 
 def header(step: int) -> dict:
     return dict.fromkeys(checkpoint.HEADER, None) | {"step": step, "class_names": ["ü", '"']}
 
 
-def write(run: Path, step: int, keep: int = 9) -> Path:
-    path = checkpoint_path(run, step)
-    write_checkpoint(path, TENSORS, header(step), keep)
+def write(run: Path, step: int, keep: int = 9, tensors: dict[str, torch.Tensor] = TENSORS) -> Path:
+    saver = Saver(run, keep, Ranks(torch.device("cpu")))
+    try:
+        path = saver.start(step, tensors, header(step))
+        saver.wait()
+    finally:
+        saver.close()
     return path
 
 
-def files(run: Path) -> list[str]:
+def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a run", 300)
-    assert path.name == "step_00000300.safetensors"
+    assert path == checkpoint_path(tmp_path / "a run", 300)
+    assert path.name == "step_00000300"
     assert read_header(path) == header(300) | {"format": checkpoint.FORMAT}
     tensors = read_checkpoint(path, "flow.")
     assert tensors.keys() == {"a", "b"}
-    assert torch.equal(tensors["a"], TENSORS["flow.a"])
-    assert read_names(path, "ema.") == ["ema.0.9.a"]
+    assert all(torch.equal(value, TENSORS[f"flow.{name}"]) for name, value in tensors.items())
+    assert read_shapes(path, "ema.") == {"ema.0.9.a": torch.Size([2])}
     assert len(read_checkpoint(path)) == 3
+
+
+def test_a_part_is_a_plain_safetensors_file_that_others_may_read(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    assert sorted(content(path)) == [FILE, INDEX]
+    saved = load_file(path / FILE)
+    assert saved.keys() == TENSORS.keys()
+    assert all(torch.equal(value, TENSORS[name]) for name, value in saved.items())
+    assert (path / FILE).stat().st_mode == (path / INDEX).stat().st_mode
+
+
+def test_what_changes_after_the_start_of_a_save_is_not_in_it(tmp_path: Path) -> None:
+    """The background thread writes a copy, so training may go on at once."""
+    saver, tensors = Saver(tmp_path, 2, Ranks(torch.device("cpu"))), {"flow.a": torch.zeros(10)}
+    for step in (1, 2):
+        path = saver.start(step, tensors, header(step))
+        tensors["flow.a"] += 1
+    saver.wait()
+    assert read_checkpoint(path)["flow.a"].tolist() == [1.0] * 10
+    assert read_checkpoint(checkpoint_path(tmp_path, 1))["flow.a"].tolist() == [0.0] * 10
+    saver.close()
+
+
+def test_a_step_is_saved_once(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, 2, Ranks(torch.device("cpu")))
+    saver.start(1, TENSORS, header(1))
+    saver.start(1, {"flow.a": torch.zeros(1)}, header(1))
+    saver.close()
+    assert len(read_shapes(checkpoint_path(tmp_path, 1))) == 3
+    write(tmp_path, 1)  # by a run that was continued and stopped at once
+    assert len(read_shapes(checkpoint_path(tmp_path, 1))) == 3
 
 
 def test_the_last_k_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step, keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == [f"step_{s:08d}.safetensors" for s in (3, 4)]
-    assert files(tmp_path) == [f"step_{s:08d}.safetensors" for s in (3, 4)]
+    assert names(tmp_path) == [f"step_{s:08d}" for s in (3, 4)]
 
 
 def test_order_is_that_of_the_steps_and_other_names_do_not_count(tmp_path: Path) -> None:
     for step in (999_999_99, 100_000_000, 5):
         write(tmp_path, step)
-    for name in ("step_best.safetensors", "step_00000007 (copy).safetensors", ".step_00000008.safetensors.tmp"):
-        (tmp_path / "checkpoints" / name).write_bytes(b"")
-    steps = [checkpoint.step_of(path) for path in list_checkpoints(tmp_path)]
-    assert steps == [5, 99_999_999, 100_000_000]
+    for name in ("step_best", "step_00000007 (copy)", ".step_00000008.tmp", "step_00000009"):
+        (tmp_path / "checkpoints" / name).mkdir()  # the last without an index
+    assert [checkpoint.step_of(path) for path in list_checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
 
 
 def test_no_folder_no_checkpoints(tmp_path: Path) -> None:
@@ -74,14 +117,25 @@ def test_no_folder_no_checkpoints(tmp_path: Path) -> None:
 
 def test_a_killed_save_leaves_nothing_that_counts_and_the_next_save_clears_it(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    stale = tmp_path / "checkpoints" / ".step_00000002.safetensors.tmp"
-    stale.write_bytes(b"half")
+    stale = tmp_path / "checkpoints" / ".step_00000002.tmp"
+    stale.mkdir()
+    (stale / FILE).write_bytes(b"half")
     assert len(list_checkpoints(tmp_path)) == 1
     write(tmp_path, 3)
-    assert files(tmp_path) == [f"step_{s:08d}.safetensors" for s in (1, 3)]
+    assert names(tmp_path) == [f"step_{s:08d}" for s in (1, 3)]
 
 
-def full_disk(*_: object) -> None:
+def test_a_removal_that_is_killed_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        checkpoint.remove(path)
+    assert list_checkpoints(tmp_path) == []
+    write(tmp_path, 2)
+    assert names(tmp_path) == ["step_00000002"]
+
+
+def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -94,15 +148,17 @@ def read_only(*_: object, **__: object) -> None:
     [
         ("os.fsync", full_disk, "No space left on device"),
         ("os.replace", read_only, "Read-only file system"),
+        ("pathlib.Path.rename", read_only, "Read-only file system"),
         ("builtins.open", read_only, "Read-only file system"),
         ("pathlib.Path.mkdir", read_only, "Read-only file system"),
+        ("tvmatch.training.storage.save_file", full_disk, "No space left on device"),
     ],
 )
 def test_a_disk_that_refuses_keeps_and_names_the_last_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, failure: object, reason: str
 ) -> None:
     good = write(tmp_path, 1)
-    before = good.read_bytes()
+    before = content(good)
     with monkeypatch.context() as patch:
         patch.setattr(target, failure)
         with pytest.raises(CheckpointError) as caught:
@@ -112,8 +168,8 @@ def test_a_disk_that_refuses_keeps_and_names_the_last_good_one(
     assert "step_00000002" in message
     assert f"The last good checkpoint is {good}." in message
     assert "Free some space" in message
-    assert files(tmp_path) == [good.name]
-    assert good.read_bytes() == before
+    assert names(tmp_path) == [good.name]
+    assert content(good) == before
     write(tmp_path, 2)  # the disk is well again
 
 
@@ -121,18 +177,7 @@ def test_a_failing_first_save_says_that_there_is_none(tmp_path: Path, monkeypatc
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(CheckpointError, match="There is no earlier checkpoint"):
         write(tmp_path, 1)
-    assert files(tmp_path) == []
-
-
-def test_an_interrupt_while_saving_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    good = write(tmp_path, 1)
-    monkeypatch.setattr("os.fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, 2)
-    assert files(tmp_path) == [good.name]
+    assert names(tmp_path) == []
 
 
 @contextlib.contextmanager
@@ -154,8 +199,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         good = write(disk, 1)
         with pytest.raises(CheckpointError, match=r"0\.1 MiB.*No space left on device.*step_00000001"):
-            write_checkpoint(checkpoint_path(disk, 2), {"flow.a": torch.zeros(32_000)}, header(2), 1)
-        assert files(disk) == [good.name]
+            write(disk, 2, 1, {"flow.a": torch.zeros(32_000)})
+        assert names(disk) == [good.name]
         assert read_header(good)["step"] == 1
 
 
@@ -165,18 +210,17 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
-from tests.training.test_checkpoint import header
-from tvmatch.training.checkpoint import checkpoint_path, write_checkpoint
+from tests.training.test_checkpoint import write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-write_checkpoint(checkpoint_path(Path(sys.argv[1]), 2), {"flow.a": torch.zeros(32_000)}, header(2), 1)
+write(Path(sys.argv[1]), 2, 1, {"flow.a": torch.zeros(32_000)})
 """
     child = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
     )
     assert "CheckpointError: cannot save" in child.stderr
     assert "File too large" in child.stderr
-    assert files(tmp_path) == [good.name]
+    assert names(tmp_path) == [good.name]
     assert read_header(good)["step"] == 1
 
 
@@ -192,61 +236,118 @@ class Payload:
 
 def test_a_renamed_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "was executed"
-    path = checkpoint_path(tmp_path, 2)
-    write(tmp_path, 1)
+    path = write(tmp_path, 2)
+    (path / "data.pkl").write_bytes(pickle.dumps(Payload(trace)))
+    (path / ".metadata").write_bytes(pickle.dumps(Payload(trace)))  # what PyTorch's own reader would load
+    read_checkpoint(path)
+    size = (path / FILE).stat().st_size
     for protocol in (0, pickle.HIGHEST_PROTOCOL):
-        path.write_bytes(pickle.dumps(Payload(trace), protocol=protocol))
-        for read in (read_header, read_checkpoint, read_names):
-            with pytest.raises(CheckpointError, match=r"not a whole safetensors file.*a pickle, perhaps"):
+        (path / FILE).write_bytes(pickle.dumps(Payload(trace), protocol=protocol).ljust(size, b"\0"))
+        with pytest.raises(CheckpointError, match=r"cannot be read.*No other checkpoint is left"):
+            read_checkpoint(path)
+        (path / INDEX).write_bytes(pickle.dumps(Payload(trace), protocol=protocol))
+        for read in READERS:
+            with pytest.raises(CheckpointError, match="is not the index of a checkpoint"):
                 read(path)
-    torch.save({"flow.a": Payload(trace)}, path)
+        plain = tmp_path / "weights.safetensors"
+        plain.write_bytes(pickle.dumps(Payload(trace), protocol=protocol))
+        for read in READERS:
+            with pytest.raises(CheckpointError, match=r"not a whole safetensors file.*a pickle, perhaps"):
+                read(plain)
+        path = write(tmp_path, 3 + protocol)
+        for other in list_checkpoints(tmp_path)[:-1]:
+            checkpoint.remove(other)
+    torch.save({"flow.a": Payload(trace)}, plain)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        read_checkpoint(path)
+        read_checkpoint(plain)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Payload(trace)))
     assert trace.exists()  # it would have shown
 
 
-def test_a_file_cut_short_names_the_one_to_go_back_to(tmp_path: Path) -> None:
+def test_a_file_cut_short_or_missing_names_the_one_to_go_back_to(tmp_path: Path) -> None:
     write(tmp_path, 1)
     path = write(tmp_path, 2)
-    whole = path.read_bytes()
+    whole = (path / FILE).read_bytes()
     for length in (0, 4, 8, 40, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"cut short.*Delete it to go back to step_00000001\.safetensors"):
-            read_header(path)
-    path.write_bytes(b"\xff" * 200)
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        (path / FILE).write_bytes(whole[:length])
+        for read in READERS:
+            with pytest.raises(CheckpointError, match=r"cut short.*Delete it to go back to step_00000001\."):
+                read(path)
+    (path / FILE).write_bytes(b"\xff" * len(whole))
+    with pytest.raises(CheckpointError, match=r"cannot be read.*Delete it to go back to step_00000001\."):
         read_checkpoint(path)
-
-
-def test_the_only_one_broken(tmp_path: Path) -> None:
-    path = write(tmp_path, 1)
-    path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="No other checkpoint is left"):
+    (path / FILE).unlink()
+    with pytest.raises(CheckpointError, match=rf"{FILE} is missing.*Delete it to go back to step_00000001\."):
+        read_checkpoint(path)
+    (path / INDEX).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is not the index of a checkpoint"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index.update(format=1), "has format 1; this version of tvmatch reads 2"),
+        (lambda index: index.pop("step"), "lacks 'step'"),
+        (lambda index: index.pop("tensors"), "lacks 'tensors'"),
+        (lambda index: index.update(tensors=[1]), "is damaged"),
+        (lambda index: index.update(files={"x.safetensors": "big"}), "is missing"),
+        (lambda index: index.update(files={"../../other.safetensors": 4}), "names a file elsewhere"),
+        (lambda index: index.update(files={"/etc/passwd": 4}), "names a file elsewhere"),
+        (lambda index: index["tensors"]["flow.a"].update(shape=[3, 3]), "parts of flow.a are missing"),
+        (lambda index: index["tensors"]["flow.a"].update(chunks=[]), "parts of flow.a are missing"),
+        (lambda index: index["tensors"]["flow.a"]["chunks"][0].update(file="/etc/passwd"), "parts of flow.a"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(tmp_path: Path, change: object, message: str) -> None:
+    path = write(tmp_path, 1)
+    index = json.loads((path / INDEX).read_text())
+    change(index)
+    (path / INDEX).write_text(json.dumps(index))
+    for read in READERS:
+        with pytest.raises(CheckpointError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "no json", "null"])
+def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, 1)
+    (path / INDEX).write_text(text)
+    with pytest.raises(CheckpointError, match="is not the index of a checkpoint"):
+        read_header(path)
+
+
+def test_loading_reads_only_what_is_asked_for_and_in_place(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    goal = torch.zeros(2, 3)
+    load_checkpoint(path, {"flow.a": goal}, None)
+    assert torch.equal(goal, TENSORS["flow.a"])
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*flow\.c"):
+        load_checkpoint(path, {"flow.c": goal}, None)
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "not a checkpoint of tvmatch"),
-        ({"format": "pt"}, "not a checkpoint of tvmatch"),
-        ({"tvmatch": "no json"}, "not a checkpoint of tvmatch"),
-        ({"tvmatch": "[1]"}, "not a checkpoint of tvmatch"),
-        ({"tvmatch": "{}"}, "not a checkpoint of tvmatch"),
-        ({"tvmatch": '{"format": 2, "step": 1}'}, "has format 2; this version of tvmatch reads 1"),
+        (None, "not one of tvmatch"),
+        ({"format": "pt"}, "not one of tvmatch"),
+        ({"tvmatch": "no json"}, "not one of tvmatch"),
+        ({"tvmatch": "[1]"}, "not one of tvmatch"),
+        ({"tvmatch": "{}"}, "not one of tvmatch"),
+        ({"tvmatch": '{"format": 2, "step": 1}'}, "has format 2; this version of tvmatch reads files of 1"),
         ({"tvmatch": '{"format": 1, "network": {}}'}, "lacks 'step'"),
     ],
 )
 def test_a_safetensors_file_of_someone_else(tmp_path: Path, metadata: dict | None, message: str) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(2)}, path, metadata=metadata)
-    for read in (read_header, read_checkpoint, read_names):
+    for read in READERS:
         with pytest.raises(CheckpointError, match=message):
             read(path)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        read_header(tmp_path / "nowhere.safetensors")
+def test_a_missing_one(tmp_path: Path) -> None:
+    for name in ("nowhere.safetensors", "step_00000001"):
+        with pytest.raises(CheckpointError, match="there is no checkpoint"):
+            read_header(tmp_path / name)

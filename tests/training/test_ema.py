@@ -25,16 +25,16 @@ def only_value(flow: FlowMap) -> float:
 def test_decay_0_copies_and_decay_1_stays(flow: FlowMap, small_config: DiTConfig) -> None:
     average = FlowMap(randomise(DiT(small_config)).double())
     before = copy.deepcopy(average.state_dict())
-    move_towards(average, flow, 1.0)
+    move_towards([(average, 1.0)], flow)
     torch.testing.assert_close(average.state_dict(), before, rtol=0, atol=0)
-    move_towards(average, flow, 0.0)
+    move_towards([(average, 0.0)], flow)
     torch.testing.assert_close(average.state_dict(), flow.state_dict(), rtol=0, atol=0)
 
 
 def test_every_weight_moves_by_the_same_share(flow: FlowMap) -> None:
     average, before = copy.deepcopy(flow), copy.deepcopy(flow.state_dict())
     randomise(flow)
-    move_towards(average, flow, 0.75)
+    move_towards([(average, 0.75)], flow)
     for name, value in average.state_dict().items():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * flow.state_dict()[name])
 
@@ -45,7 +45,7 @@ def test_closed_form_after_many_steps(flow: FlowMap) -> None:
     set_all(average, 0.0)
     set_all(flow, 1.0)
     for _ in range(20):
-        move_towards(average, flow, 0.9)
+        move_towards([(average, 0.9)], flow)
     assert only_value(average) == pytest.approx(1 - 0.9**20, rel=1e-12)
 
 
@@ -55,7 +55,7 @@ def test_evaluation_averages_warm_up_and_keep_their_own_decay(flow: FlowMap) -> 
     expected = dict.fromkeys(ema.flows, 0.0)
     for step in range(15):
         set_all(flow, float(step + 1))
-        ema.update(flow, step)
+        move_towards(ema.at(step), flow)
         for decay in expected:
             used = min(decay, (1 + step) / (10 + step))
             expected[decay] = used * expected[decay] + (1 - used) * (step + 1)

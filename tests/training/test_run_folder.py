@@ -15,8 +15,8 @@ def make_run(run: Path, step: int | None = None, **changes) -> None:
         pass
     if step is not None:
         path = checkpoint_path(run, step)
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
+        path.mkdir(parents=True)
+        (path / "tvmatch.json").touch()
 
 
 @pytest.mark.parametrize("name", ["new", "deep/er/new", "with space", "v1.5", "[bold] ü"])
@@ -72,6 +72,15 @@ def test_continues_from_the_last_checkpoint(tmp_path: Path) -> None:
     assert open_run(tiny_config(tmp_path)) == checkpoint_path(tmp_path, 4)
 
 
+def test_checkpoints_of_an_earlier_version_are_not_silently_started_over(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    path = tmp_path / "checkpoints" / "step_00000004.safetensors"
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(RunFolderError, match=r"of an earlier version \(step_00000004\.safetensors\), which can be"):
+        open_run(tiny_config(tmp_path))
+
+
 def test_a_complete_run_needs_more_steps(tmp_path: Path) -> None:
     make_run(tmp_path, step=6)
     with pytest.raises(RunFolderError, match=r"complete with 6 steps\. Choose another --run, or give --steps above 6"):
@@ -109,6 +118,8 @@ def test_what_may_change(tmp_path: Path) -> None:
         "precision": "float32",
         "compile": "off",
         "recompute": "full",
+        "strategy": "single",
+        "accumulate": 2,
     }
     assert other.keys() | {"run"} == MAY_CHANGE
     assert open_run(tiny_config(tmp_path, **other)) == checkpoint_path(tmp_path, 4)

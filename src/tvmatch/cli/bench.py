@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> int:
 
     from tvmatch.files import write_text
     from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
-    from tvmatch.training.loop import choose_device
+    from tvmatch.training.ranks import choose_device
 
     device = choose_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> int:
     )
     from tvmatch.files import write_text
     from tvmatch.metrics.report import evaluate_run
-    from tvmatch.training.loop import choose_device
+    from tvmatch.training.ranks import choose_device
     from tvmatch.training.trained import load_run
 
     check_seed(options.seed)

@@ -27,17 +27,18 @@ class SampleOptions:
     seed: int = 0
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
     batch_size: int = 256  # pictures drawn at once
+    codec: str | None = None  # of a model of latents: where its codec lies now (default: where it lay in training)
     device: str = "auto"
 
 
 def command(arguments: list[str]) -> int:
     """Draw samples and write them where asked."""
     options = parse(SampleOptions, "sample", "Draw pictures with a trained run.", arguments)
-    from tvmatch.data.source import to_pictures
+    from tvmatch.data.latent_space import picture_maker
     from tvmatch.files import replacing
     from tvmatch.pictures import enlarge, save_png, tile
     from tvmatch.sampling import draw
-    from tvmatch.training.loop import choose_device
+    from tvmatch.training.ranks import choose_device
     from tvmatch.training.trained import load_run
 
     for name in ("count", "nfe", "batch_size"):
@@ -46,7 +47,11 @@ def command(arguments: list[str]) -> int:
     check_seed(options.seed)
     out = options.out or options.run / "drawn.png"
     check_out(out, (".png", ".npz"), folder=True)
-    trained = load_run(options.run, options.ema, choose_device(options.device))
+    device = choose_device(options.device)
+    trained = load_run(options.run, options.ema, device)
+    if options.codec is not None and trained.latent_space is None:
+        raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
+    to_pictures = picture_maker(trained.latent_space, device, options.codec)
     w = trained.w if options.w is None else options.w
     warn("sample", trained.check_w(w))
     chosen = [trained.class_index(name) for name in options.classes]
@@ -61,7 +66,7 @@ def command(arguments: list[str]) -> int:
         method=options.method or trained.method,
         batch_size=options.batch_size,
     )
-    pictures = to_pictures(x).numpy()
+    pictures = to_pictures(x)
     if out.suffix == ".png":
         columns = len(classes) if 1 < len(classes) <= 20 else int(np.ceil(np.sqrt(options.count)))
         save_png(enlarge(tile(pictures, columns), 48, pictures.shape[1]), out)

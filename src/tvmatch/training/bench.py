@@ -103,9 +103,7 @@ def measure_step(case: StepCase, device: torch.device, matmul: float, steps: int
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if objective.target is not None:
-            move_towards(objective.target, flow, 0.99)
-        ema.update(flow, number)
+        move_towards([*ema.at(number), (objective.target, 0.99)], flow)
 
     _wait(device)
     began = time.perf_counter()

@@ -1,29 +1,39 @@
-"""Checkpoints: one safetensors file each, written atomically, checked when read. No pickle.
+"""Checkpoints on disk: a folder each, that appears whole or not at all, checked when read. No pickle.
 
-    RUN/checkpoints/step_00000300.safetensors
+    RUN/checkpoints/step_00000300/tvmatch.json             header, sizes of the files, shapes of the tensors
+                                  part_00000.safetensors   what rank 0 wrote, and so on
 
-holds every tensor of the training state under a prefix (`flow.`, `target.`, `ema.0.999.`, `optimizer.`), and JSON
-in its header: format version, step, network configuration, parameterisation, and the data's fingerprint.
+The tensors are those of the training state, named alike for any number of ranks and any strategy: `flow.`, `target.`,
+`ema.0.999.`, `optimizer.exp_avg.`. A plain safetensors file (`training/export.py`) is read by the same functions.
 """
 
+import contextlib
 import json
+import math
 import re
-from collections.abc import Mapping
+import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
-from tvmatch.files import replacing
+from tvmatch.training.storage import INDEX, SafetensorsReader
 
-FORMAT = 1
+FORMAT = 2
+EXPORT_FORMAT = 1  # of the single file, which was the only format once
 FOLDER = "checkpoints"
-NAME = re.compile(r"step_(\d+)\.safetensors")
+NAME = re.compile(r"step_(\d+)(\.safetensors)?")
 # What a header holds besides the format
 HEADER = ("step", "network", "scaled", "objective", "guidance", "class_names", "data")
+# Without a process group PyTorch warns at every save and load that there is none
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 class CheckpointError(ValueError):
@@ -32,20 +42,32 @@ class CheckpointError(ValueError):
 
 def checkpoint_path(run: Path, step: int) -> Path:
     """Where the checkpoint of `step` lies."""
-    return run / FOLDER / f"step_{step:08d}.safetensors"
+    return run / FOLDER / f"step_{step:08d}"
+
+
+def unfinished(path: Path) -> Path:
+    """The name under which a checkpoint is written."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
     match = NAME.fullmatch(path.name)
     if match is None:
-        raise CheckpointError(f"{path} is not named like a checkpoint, step_00000300.safetensors.")
+        raise CheckpointError(f"{path} is not named like a checkpoint, step_00000300.")
     return int(match[1])
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first; temporary files and files of other names do not count."""
-    return sorted((path for path in (run / FOLDER).glob("step_*") if NAME.fullmatch(path.name)), key=step_of)
+    """The run's checkpoints, oldest first; unfinished ones and other names do not count."""
+    found = (path for path in (run / FOLDER).glob("step_*") if NAME.fullmatch(path.name) and (path / INDEX).is_file())
+    return sorted(found, key=step_of)
+
+
+def list_files(run: Path) -> list[Path]:
+    """Checkpoints of earlier versions, oldest first: single files, which can be sampled but not continued."""
+    found = (path for path in (run / FOLDER).glob("step_*.safetensors") if NAME.fullmatch(path.name))
+    return sorted((path for path in found if path.is_file()), key=step_of)
 
 
 def last_checkpoint_text(run: Path) -> str:
@@ -54,49 +76,131 @@ def last_checkpoint_text(run: Path) -> str:
     return f"The last good checkpoint is {kept[-1]}." if kept else "There is no earlier checkpoint."
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], keep: int) -> None:
-    """Write a checkpoint whole or not at all, then delete all but the last `keep`.
+def clear_unfinished(run: Path) -> None:
+    """Remove what a killed save or a killed removal left: it takes the room that the next save needs."""
+    for stale in (run / FOLDER).glob(".step_*.tmp"):
+        remove(stale)
 
-    The bytes reach the disk before they take the checkpoint's name, so a full disk or a kill leaves the checkpoints
-    that were there. Raises `CheckpointError` if the disk refuses.
-    """
-    metadata = {"tvmatch": json.dumps({"format": FORMAT, **header})}
-    content = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, metadata=metadata)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(".step_*.tmp"):  # of a killed save: it takes the room that this one needs
-            stale.unlink(missing_ok=True)
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot save {path} ({len(content) / 2**20:.1f} MiB): {error.strerror or error}. "
-            f"{last_checkpoint_text(path.parent.parent)} "
-            "Free some space or make the folder writable, then run the same command again to continue."
-        ) from error
-    for old in list_checkpoints(path.parent.parent)[:-keep]:
-        old.unlink(missing_ok=True)
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, at no moment of which it looks whole."""
+    if NAME.fullmatch(path.name) and path.is_dir():
+        path = path.rename(unfinished(path))
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints."""
+    for old in list_checkpoints(run)[:-keep]:
+        remove(old)
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint's header; raises `CheckpointError` if the file is not a whole checkpoint of ours."""
+    """What a checkpoint says of itself; raises `CheckpointError` if it is not a whole one of ours."""
+    if path.is_dir():
+        index = _read_index(path)
+        return {name: value for name, value in index.items() if name not in ("files", "tensors")}
     with _open(path) as file:
-        return _header(file, path)
+        return _file_header(file, path)
+
+
+def read_shapes(path: Path, prefix: str = "") -> dict[str, torch.Size]:
+    """The shapes of the tensors whose names start with `prefix`, under their whole names."""
+    if path.is_dir():
+        saved = _read_index(path)["tensors"]
+        return {name: torch.Size(saved[name]["shape"]) for name in saved if name.startswith(prefix)}
+    with _open(path) as file:
+        _file_header(file, path)
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+        return {name: torch.Size(file.get_slice(name).get_shape()) for name in names}
 
 
 def read_checkpoint(path: Path, prefix: str = "", device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, named without it."""
-    with _open(path) as file:
-        _header(file, path)
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
-        return {name[len(prefix) :]: file.get_tensor(name).to(device) for name in names}
+    """The tensors whose names start with `prefix`, named without it, whole and in this process."""
+    if path.is_dir():
+        saved = _read_index(path)["tensors"]
+        tensors = {
+            name: torch.empty(saved[name]["shape"], dtype=getattr(torch, saved[name]["dtype"]))
+            for name in saved
+            if name.startswith(prefix)
+        }
+        load_checkpoint(path, tensors, None)
+    else:
+        with _open(path) as file:
+            _file_header(file, path)
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in names}
+    return {name[len(prefix) :]: value.to(device) for name, value in tensors.items()}
 
 
-def read_names(path: Path, prefix: str = "") -> list[str]:
-    """The names of the tensors that start with `prefix`."""
-    with _open(path) as file:
-        _header(file, path)
-        return [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+def load_checkpoint(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    """Fill `tensors`, whole or sharded, from a checkpoint; all ranks of `group` call it (None: this process alone)."""
+    reader = SafetensorsReader(path, _read_index(path))
+    try:
+        dcp.load(dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise CheckpointError(f"{path} cannot be read: {first_failure(error)}. {_remedy(path)}") from error
+
+
+def first_failure(error: CheckpointException) -> str:
+    """Why a save or load failed, of the first rank that did."""
+    rank, (cause, _) = min(error.failures.items())
+    reason = (cause.strerror if isinstance(cause, OSError) else None) or f"{type(cause).__name__}: {cause}"
+    return f"{reason} (rank {rank})" if rank else reason
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """The index of a checkpoint folder, checked against the files that are there."""
+    try:
+        index = json.loads((path / INDEX).read_text("utf-8"))
+        version = index["format"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}: it has no {INDEX}.") from error
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path / INDEX} is not the index of a checkpoint of tvmatch. {_remedy(path)}") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}; this version of tvmatch reads {FORMAT}.")
+    for name in (*HEADER, "files", "tensors"):
+        if name not in index:
+            raise CheckpointError(f"the index of {path} lacks {name!r}; it was not written by tvmatch.")
+    with _as_damage(path):
+        _check_files(path, index)
+    return index
+
+
+def _check_files(path: Path, index: dict[str, Any]) -> None:
+    """Every file there and of its size, and every tensor covered by its parts to the last element."""
+    for name, size in index["files"].items():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"the index of {path} names a file elsewhere, {name!r}; nothing is read from there.")
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes instead of {size}: it was cut short"
+            raise CheckpointError(f"{path} is not whole: {name} {what}. {_remedy(path)}")
+    for name, saved in index["tensors"].items():
+        covered = sum(math.prod(chunk["shape"]) for chunk in saved["chunks"])
+        if covered != math.prod(saved["shape"]) or any(
+            chunk["file"] not in index["files"] for chunk in saved["chunks"]
+        ):
+            raise CheckpointError(f"{path} is not whole: parts of {name} are missing. {_remedy(path)}")
+
+
+@contextlib.contextmanager
+def _as_damage(path: Path) -> Iterator[None]:
+    """A value of an unexpected kind in an index is a damaged index."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"the index of {path} is damaged ({error!r}). {_remedy(path)}") from error
+
+
+def _remedy(path: Path) -> str:
+    others = [other.name for other in list_checkpoints(path.parent.parent) if other != path]
+    return f"Delete it to go back to {others[-1]}." if others else "No other checkpoint is left."
 
 
 def _open(path: Path) -> Any:
@@ -105,22 +209,20 @@ def _open(path: Path) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}.") from error
     except (SafetensorError, OSError) as error:
-        others = [other.name for other in list_checkpoints(path.parent.parent) if other != path]
-        remedy = f"Delete it to go back to {others[-1]}" if others else "No other checkpoint is left"
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}). It was cut short, or is of another format "
-            f"(a pickle, perhaps, which tvmatch never loads). {remedy}."
+            f"(a pickle, perhaps, which tvmatch never loads). {_remedy(path)}"
         ) from error
 
 
-def _header(file: Any, path: Path) -> dict[str, Any]:
+def _file_header(file: Any, path: Path) -> dict[str, Any]:
     try:
         header = json.loads((file.metadata() or {})["tvmatch"])
         version = header["format"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of tvmatch.") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}; this version of tvmatch reads {FORMAT}.")
+        raise CheckpointError(f"{path} is a safetensors file, but not one of tvmatch.") from error
+    if version != EXPORT_FORMAT:
+        raise CheckpointError(f"{path} has format {version}; this version of tvmatch reads files of {EXPORT_FORMAT}.")
     for name in HEADER:
         if name not in header:
             raise CheckpointError(f"the header of {path} lacks {name!r}; it was not written by tvmatch.")

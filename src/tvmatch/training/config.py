@@ -17,6 +17,7 @@ ObjectiveName = Literal["terminal-velocity", "flow-matching"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
+Strategy = Literal["auto", "single", "ddp", "fsdp"]
 JumpName = Literal["truncated-gap", "logit-normal", "uniform"]
 
 
@@ -43,7 +44,8 @@ class TrainConfig:
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
     steps: int = 500  # training steps in all
-    batch_size: int = 128  # samples a step
+    batch_size: int = 128  # samples a step, over all processes and micro-steps
+    accumulate: int = 1  # micro-steps a step: gradients of so many smaller batches are added up, to save memory
     learning_rate: float = 1e-3
     warmup_steps: int = 50  # the learning rate rises linearly over the first steps
     beta1: float = 0.9  # AdamW
@@ -62,11 +64,12 @@ class TrainConfig:
     precision: Precision = "auto"  # of the blocks; weights stay float32 (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
     recompute: Recompute = "none"  # activations to compute again in the backward pass, to save memory
+    strategy: Strategy = "auto"  # over the processes that torchrun started (auto: ddp if there are several)
 
     def __post_init__(self) -> None:
         _check_types(self)
         parse_guidance(self.guidance)
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("sample_every", "warmup_steps", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -5,41 +5,47 @@ continued therefore ends with the same bits, on a CPU, as one that never stopped
 """
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 
+from tvmatch.data.latent_space import picture_maker
 from tvmatch.data.opening import open_source
 from tvmatch.data.prefetch import Prefetcher
 from tvmatch.data.source import Source, to_network_range
 from tvmatch.data.stream import ShuffledStream
 from tvmatch.networks.presets import network_config
 from tvmatch.networks.probe import verify_tangents
-from tvmatch.objectives import Objective, StepLoss, TerminalVelocityMatching
+from tvmatch.objectives import Objective, Part, StepLoss, TerminalVelocityMatching
+from tvmatch.pictures import save_png
 from tvmatch.training.build import build_flow, build_objective
 from tvmatch.training.checkpoint import (
     CheckpointError,
-    checkpoint_path,
+    clear_unfinished,
     last_checkpoint_text,
-    read_checkpoint,
     read_header,
     step_of,
-    write_checkpoint,
 )
 from tvmatch.training.config import TrainConfig
-from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.distributed import distribute, gradient_exchange
+from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
 from tvmatch.training.preview import draw_preview
 from tvmatch.training.progress import TrainingProgress
+from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
+from tvmatch.training.saving import Saver
 from tvmatch.training.state import TrainingState, network_from_header, network_to_header
 
 
@@ -60,59 +66,63 @@ class TrainingResult:
 def train(config: TrainConfig, source: Source | None = None, show: bool = True) -> TrainingResult:
     """Run or continue a training run until `config.steps`, or until SIGINT or SIGTERM, then save and return.
 
-    `source` overrides `config.data`. Everything is written under `config.run`. Raises `DataError`, `RunFolderError`,
-    `CheckpointError` or `ValueError` before training for what cannot work, `TrainingError` on a non-finite loss.
+    `source` overrides `config.data`. Everything is written under `config.run`. Every process of a run that torchrun
+    started calls it alike. Raises `DataError`, `RunFolderError`, `CheckpointError` or `ValueError` before training for
+    what cannot work, `TrainingError` on a non-finite loss, `RanksError` where processes differ or are gone.
     """
-    device = choose_device(config.device)
-    checkpoint_before = open_run(config)
-    source = source if source is not None else open_source(config.data, config.image_size, config.strict)
-    state, header = prepare(config, source, device)
-    if checkpoint_before is not None:
-        resume(state, header, checkpoint_before, device)
-    dtype = compute_dtype(config.precision, device)
-    prepare_objective(state.objective, dtype, should_compile(config.compile, device), config.recompute)
-    if isinstance(state.objective, TerminalVelocityMatching):
-        verify_tangents(state.objective.flow, config.batch_size)
-    # only now is anything written: an option that cannot work must not leave a folder that then refuses the right one
-    with claim_run(config):
-        try:
-            return _Run(config, source, state, header, device, show).go()
-        except OSError as error:
-            raise TrainingError(
-                f"step {state.step}: cannot write into {config.run}: {error.strerror or error}. "
-                f"{last_checkpoint_text(config.run)} "
-                "Free some space or make the folder writable, then run the same command again to continue."
-            ) from error
+    with join_ranks(config.strategy, config.device) as ranks:
+        check_shares(config, ranks)
+        before = ranks.on_main(lambda: open_run(config))
+        source = (
+            source if source is not None else open_source(config.data, config.image_size, config.strict, config.crop)
+        )
+        state, header, module = prepare(config, source, ranks)
+        if before is not None:
+            resume(state, header, before, ranks)
+        with contextlib.ExitStack() as stack:
+            # only now is anything written: an option that cannot work must not leave a folder that then refuses the
+            # right one
+            ranks.on_main(lambda: stack.enter_context(claim_run(config)) and None)
+            try:
+                return _Run(config, source, state, header, module, ranks, show).go()
+            except OSError as error:
+                raise TrainingError(
+                    f"step {state.step}: cannot write into {config.run}: {error.strerror or error}. "
+                    f"{last_checkpoint_text(config.run)} "
+                    "Free some space or make the folder writable, then run the same command again to continue."
+                ) from error
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one; a GPU that is not there is an error, not a fallback."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but PyTorch sees no GPU; use --device cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no GPU {device.index}; PyTorch sees {torch.cuda.device_count()}, counted from 0.")
-    return device
+def check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise `ValueError` unless every rank and micro-step gets the same number of samples."""
+    if config.batch_size % (ranks.count * config.accumulate):
+        raise ValueError(
+            f"batch_size={config.batch_size} is that of all processes together: it must be a multiple of {ranks.count} "
+            f"process{'es' if ranks.count > 1 else ''} x {config.accumulate} micro-step"
+            f"{'s' if config.accumulate > 1 else ''} (--accumulate)."
+        )
 
 
-def prepare(config: TrainConfig, source: Source, device: torch.device) -> tuple[TrainingState, dict]:
-    """A fresh training state, and the header that its checkpoints carry."""
+def prepare(config: TrainConfig, source: Source, ranks: Ranks) -> tuple[TrainingState, dict, nn.Module]:
+    """A fresh training state, the header that its checkpoints carry, and the module to call for a loss: the objective,
+    made ready for the hardware, its tangents verified, and distributed over the ranks."""
     channels, side, _ = source.shape
     shape = network_config(config.network, side, channels, source.num_classes)
+    device = ranks.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         with device:  # initial weights are normalised on the device: quick for large networks on a GPU
             flow = build_flow(config, shape)
     objective = build_objective(config, flow)
+    ema = EvaluationEma(flow, config.evaluation_ema)
+    dtype = compute_dtype(config.precision, device)
+    prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute)
+    if isinstance(objective, TerminalVelocityMatching):
+        verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
+    ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
+    module = distribute(objective, ema.flows.values(), ranks)
     optimizer = torch.optim.AdamW(
-        flow.parameters(),
+        flow.parameters(),  # which are this rank's shards by now
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
@@ -127,10 +137,16 @@ def prepare(config: TrainConfig, source: Source, device: torch.device) -> tuple[
         "data": source.fingerprint,
         "latent_space": None if source.latent_space is None else source.latent_space.to_header(),
     }
-    return TrainingState(objective, EvaluationEma(flow, config.evaluation_ema), optimizer), header
+    return TrainingState(objective, ema, optimizer), header, module
 
 
-def resume(state: TrainingState, header: dict, path: Path, device: torch.device) -> None:
+def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
+    """What every rank must have been told alike."""
+    options = {f.name: repr(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return options | {"the data set": source.fingerprint, "the version of PyTorch": torch.__version__}
+
+
+def resume(state: TrainingState, header: dict, path: Path, ranks: Ranks) -> None:
     """Load a checkpoint into a fresh state, refusing one of another network or other data."""
     saved = read_header(path)
     if network_from_header(saved.get("network"), str(path)) != network_from_header(header["network"], str(path)):
@@ -141,23 +157,31 @@ def resume(state: TrainingState, header: dict, path: Path, device: torch.device)
         )
     if saved["step"] != step_of(path):
         raise CheckpointError(f"{path} holds step {saved['step']}; give it back the name it was saved under.")
-    state.load(read_checkpoint(path, device=device), saved["step"], str(path))
+    state.load(path, saved["step"], ranks.control)
 
 
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """The seed of one step's random draws, a pure function of its arguments."""
-    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's random draws, a pure function of its arguments, the same for every rank."""
+    return int(np.random.SeedSequence([seed, 0, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM instead of dying at once; a second signal of the same kind acts as usual."""
+def _signals(patience: float) -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT and SIGTERM instead of dying at once; a second signal of the same kind acts as usual, if it comes
+    more than `patience` seconds after the first (a launcher may pass on what its processes have received already)."""
     caught: list[signal.Signals] = []
-    earlier = {}
+    earlier: dict[int, Any] = {}
+    since: dict[int, float] = {}
 
     def note(number: int, frame: object) -> None:
-        caught.append(signal.Signals(number))
-        signal.signal(number, earlier[number] or signal.SIG_DFL)
+        first = since.setdefault(number, time.monotonic())
+        if not caught:
+            caught.append(signal.Signals(number))
+        if patience == 0:
+            signal.signal(number, earlier[number] or signal.SIG_DFL)
+        elif time.monotonic() - first > patience:
+            signal.signal(number, earlier[number] or signal.SIG_DFL)
+            signal.raise_signal(number)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -171,51 +195,85 @@ def _signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not installed by Python
 
 
+PATIENCE = 5.0  # seconds in which a repeated signal, passed on by a launcher, counts as the same one
+SAVE_FAILED = 1000  # a vote beyond every signal's number
+
+
 class _Run:
     """One process's share of a run, from the current step to the end."""
 
     def __init__(
-        self, config: TrainConfig, source: Source, state: TrainingState, header: dict, device: torch.device, show: bool
+        self,
+        config: TrainConfig,
+        source: Source,
+        state: TrainingState,
+        header: dict,
+        module: nn.Module,
+        ranks: Ranks,
+        show: bool,
     ) -> None:
-        self.config, self.source, self.state, self.header, self.device = config, source, state, header, device
+        self.config, self.source, self.state, self.header, self.ranks = config, source, state, header, ranks
+        self.module = module  # what gives the loss: the objective, or what distributes it
+        self.device = ranks.device
         self.objective: Objective = state.objective
         self.parameters = list(self.objective.flow.parameters())
-        self.metrics = MetricsFile(config.run / "metrics.jsonl", state.step)
-        self.progress = TrainingProgress(config.run.name, state.step, config.steps, show)
+        self.progress = TrainingProgress(config.run.name, state.step, config.steps, show and ranks.main)
+        self.saver = Saver(config.run, config.keep_checkpoints, ranks)
+        self.stream = ShuffledStream(len(self.source), config.batch_size, config.seed, ranks.rank, ranks.count)
+        self.metrics: MetricsFile | None = None  # of rank 0, as is the board
+        self.board: SummaryWriter | None = None
+        self.draws = bool(config.sample_every) and (ranks.main or ranks.strategy == "fsdp")  # gathers its weights
+        self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device)
         self.sums: dict[str, Tensor] = {}
         self.counted, self.since = 0, time.perf_counter()
         self.images, self.seconds = 0, 0.0
 
     def go(self) -> TrainingResult:
         config, state = self.config, self.state
-        stream = ShuffledStream(len(self.source), config.batch_size, config.seed)
-        with (
-            _signals() as caught,
-            Prefetcher(self.source, stream, state.step, self.device, config.flip) as batches,
-            # what was logged at this step lies before the checkpoint; what came after it is written again
-            SummaryWriter(str(config.run / "tensorboard"), purge_step=state.step + 1) as self.board,
-            self.progress,
-        ):
+        with contextlib.ExitStack() as stack:
+            caught = stack.enter_context(_signals(PATIENCE if self.ranks.count > 1 else 0))
+            self.ranks.on_main(lambda: self.open_files(stack))
+            batches = stack.enter_context(Prefetcher(self.source, self.stream, state.step, self.device, config.flip))
+            stack.callback(self.saver.close)
+            stack.enter_context(self.progress)
             if state.step:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
-            while state.step < config.steps and not caught:
+            vote, stop = Vote(self.ranks), 0
+            while state.step < config.steps and not (stop := vote(self.wish(caught))):
                 images, label = self.next_batch(batches)
-                self.step(to_network_range(images), label)
+                self.step(images, label)
                 figures = self.report() if state.step % config.log_every == 0 else None
                 self.progress.update(state.step, figures)
                 if config.sample_every and state.step % config.sample_every == 0:
                     self.preview()
                 if state.step % config.checkpoint_every == 0 and state.step < config.steps:
                     self.save()
+            stop = max(stop, vote.close(self.wish(caught)))
             checkpoint = self.save()
-        if caught:
+            self.saver.wait()
+        number = signal.Signals(stop) if 0 < stop < SAVE_FAILED else None
+        if number is not None:
             then = "the same command continues the run" if state.step < config.steps else "the run is complete"
-            self.progress.say(f"{caught[0].name}: saved {checkpoint}; {then}.")
+            self.progress.say(f"{number.name}: saved {checkpoint}; {then}.")
         speed = self.images / self.seconds if self.seconds else 0.0
-        return TrainingResult(state.step, checkpoint, caught[0] if caught else None, speed)
+        return TrainingResult(state.step, checkpoint, number, speed)
+
+    def open_files(self, stack: contextlib.ExitStack) -> None:
+        """On rank 0: what is written besides checkpoints."""
+        clear_unfinished(self.config.run)
+        self.metrics = MetricsFile(self.config.run / "metrics.jsonl", self.state.step)
+        # what was logged at this step lies before the checkpoint; what came after it is written again
+        self.board = stack.enter_context(
+            SummaryWriter(str(self.config.run / "tensorboard"), purge_step=self.state.step + 1)
+        )
+
+    def wish(self, caught: list[signal.Signals]) -> int:
+        """Why this rank wants to stop: a signal's number, or a save that failed in the background; 0 to go on."""
+        return SAVE_FAILED if self.saver.failed else int(caught[0]) if caught else 0
 
     def next_batch(self, batches: Prefetcher) -> tuple[Tensor, Tensor]:
-        """The batch of this step. A source that cannot be read is told apart from a disk that cannot be written."""
+        """This rank's share of this step's batch. A source that cannot be read is told apart from a disk that cannot be
+        written."""
         try:
             return next(batches)
         except OSError as error:
@@ -223,24 +281,39 @@ class _Run:
                 f"step {self.state.step}: the data set cannot be read: {error}. {last_checkpoint_text(self.config.run)}"
             ) from error
 
-    def step(self, x0: Tensor, label: Tensor) -> None:
+    def step(self, images: Tensor, label: Tensor) -> None:
         """One training step: loss, gradient, weights, averages."""
-        config, state, objective = self.config, self.state, self.objective
+        config, state = self.config, self.state
         warmup = min(1.0, (state.step + 1) / max(config.warmup_steps, 1))
         for group in state.optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup
-        objective.seed(step_seed(config.seed, state.step))
-        result: StepLoss = objective(x0, label)
-        result.loss.backward()
+        figures = self.backward(images, label)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient, foreach=True)
-        self.collect({"loss": result.loss.detach(), **result.terms, "gradient_norm": norm})
+        self.collect({**figures, "gradient_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        if objective.target is not None:
-            move_towards(objective.target, objective.flow, config.target_ema)
-        state.ema.update(objective.flow, state.step)
+        state.move_averages(config.target_ema)
         state.step += 1
-        self.images += len(x0)
+        self.images += config.batch_size
+
+    def backward(self, images: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The gradient of the whole batch's mean loss, over all ranks and micro-steps; this rank's mean of the figures.
+
+        Every micro-step of every rank makes the same draws, for the whole batch, and takes its own part of them.
+        """
+        config, figures = self.config, {}
+        count = len(images) // config.accumulate
+        for micro in range(config.accumulate):
+            here = slice(micro * count, (micro + 1) * count)
+            part = Part(self.stream.first + micro * count, count, config.batch_size)
+            self.objective.seed(step_seed(config.seed, self.state.step))
+            with gradient_exchange(self.module, now=micro == config.accumulate - 1):
+                result: StepLoss = self.module(to_network_range(images[here]), label[here], part)
+                (result.loss / config.accumulate).backward()
+            for name, value in {"loss": result.loss.detach(), **result.terms}.items():
+                share = value / config.accumulate
+                figures[name] = figures[name] + share if name in figures else share
+        return figures
 
     def collect(self, figures: dict[str, Tensor]) -> None:
         """Add up figures on the device; on a CPU, where looking costs nothing, refuse a non-finite one at once."""
@@ -251,10 +324,11 @@ class _Run:
             self.refuse({name: float(value) for name, value in figures.items()})
 
     def report(self) -> dict[str, float]:
-        """Write the mean of the figures since the last report, and return them."""
+        """Write the mean of the figures since the last report, over steps and ranks, and return them."""
         if not self.counted:
             return {}
-        means = {name: float(value) / self.counted for name, value in self.sums.items()}
+        values = self.ranks.mean(torch.stack(list(self.sums.values())) / self.counted).tolist()
+        means = dict(zip(self.sums, values, strict=True))
         if not all(math.isfinite(value) for value in means.values()):
             self.refuse(means)
         now = time.perf_counter()
@@ -262,14 +336,16 @@ class _Run:
         self.seconds += seconds
         speed = self.counted * self.config.batch_size / seconds
         self.sums, self.counted, self.since = {}, 0, now
-        self.metrics.write({"step": self.state.step, **means, "images_per_second": speed})
-        for name, value in {**means, "images_per_second": speed}.items():
-            self.board.add_scalar(name, value, self.state.step)
+        if self.metrics is not None and self.board is not None:
+            self.metrics.write({"step": self.state.step, **means, "images_per_second": speed})
+            for name, value in {**means, "images_per_second": speed}.items():
+                self.board.add_scalar(name, value, self.state.step)
         return {**means, "images/s": speed}
 
     def refuse(self, figures: dict[str, float]) -> None:
         """A non-finite figure: stop before it reaches a checkpoint."""
         listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.saver.wait()  # what is being written is of an earlier step, and good
         raise TrainingError(
             f"step {self.state.step}: a figure is not finite ({listed}). {last_checkpoint_text(self.config.run)} "
             "Start another --run with a lower --learning-rate or --clip-gradient."
@@ -277,16 +353,21 @@ class _Run:
 
     def preview(self) -> None:
         """A picture of samples by the slowest average, in RUN/samples and on TensorBoard."""
+        if not self.draws:
+            return
         flow = self.state.ema.flows[max(self.state.ema.flows)]
-        picture = draw_preview(flow, self.config, self.source.class_names, self.state.step)
-        self.board.add_image("samples", np.asarray(picture), self.state.step, dataformats="HWC")
+        picture = draw_preview(flow, self.config, self.source.class_names, self.to_pictures)
+        if self.board is not None:
+            save_png(picture, self.config.run / "samples" / f"step_{self.state.step:08d}.png")
+            self.board.add_image("samples", np.asarray(picture), self.state.step, dataformats="HWC")
         self.since = time.perf_counter() if not self.counted else self.since
 
     def save(self) -> Path:
-        """Write a checkpoint of this step."""
+        """Begin to write a checkpoint of this step, unless the ranks have drifted apart."""
         self.report()
-        path = checkpoint_path(self.config.run, self.state.step)
-        header = {**self.header, "step": self.state.step}
-        write_checkpoint(path, self.state.tensors(), header, self.config.keep_checkpoints)
+        tensors = self.state.tensors()
+        told = {"step": self.state.step} | options_of(self.config, self.source)
+        self.ranks.require_equal(f"at step {self.state.step}", told | checksums(tensors))
+        path = self.saver.start(self.state.step, tensors, self.header)
         self.since = time.perf_counter()
         return path

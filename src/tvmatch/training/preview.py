@@ -1,12 +1,16 @@
 """The picture that a run draws of itself now and then."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from tvmatch.data.source import to_pictures
+from tvmatch.data.latent_space import picture_maker
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
-from tvmatch.pictures import captioned, enlarge, save_png, tile
+from tvmatch.pictures import captioned, enlarge, tile
 from tvmatch.sampling import euler, sample, seeded_noise
 from tvmatch.training.config import TrainConfig
 
@@ -26,9 +30,14 @@ def default_w(guidance: str, num_classes: int) -> float:
     return 1.5
 
 
-def draw_preview(flow: FlowMap, config: TrainConfig, class_names: tuple[str, ...], step: int) -> Image.Image:
-    """Samples of the first classes in 1, 2 and 4 network calls (Euler steps 4 and 32 for flow matching), saved as
-    RUN/samples/step_XXXXXXXX.png; the noise is the same in every picture."""
+def draw_preview(
+    flow: FlowMap,
+    config: TrainConfig,
+    class_names: tuple[str, ...],
+    to_pictures: Callable[[Tensor], np.ndarray] = picture_maker(None, "cpu"),
+) -> Image.Image:
+    """Samples of the first classes in 1, 2 and 4 network calls (Euler steps 4 and 32 for flow matching); the noise is
+    the same in every picture. `to_pictures` makes uint8 [N, H, W, C] of what the network draws."""
     classes = list(range(min(CLASSES, flow.network.num_classes))) or [-1] * 4
     label = torch.tensor(classes).repeat_interleave(COLUMNS)
     noise = seeded_noise(config.seed, range(len(label)), flow.network.data_shape)
@@ -37,10 +46,8 @@ def draw_preview(flow: FlowMap, config: TrainConfig, class_names: tuple[str, ...
     w = default_w(config.guidance, flow.network.num_classes)
     blocks = []
     for steps in counts:
-        pictures = to_pictures(draw(flow, noise, label, w, steps)).cpu().numpy()
+        pictures = to_pictures(draw(flow, noise, label, w, steps))
         caption = f"{steps} call{'s' if steps > 1 else ''}"
         blocks.append((caption, enlarge(tile(pictures, COLUMNS), 32, pictures.shape[1])))
     names = [class_names[c] if 0 <= c < len(class_names) else str(c) for c in classes if c >= 0]
-    picture = captioned(blocks, names)
-    save_png(picture, config.run / "samples" / f"step_{step:08d}.png")
-    return picture
+    return captioned(blocks, names)

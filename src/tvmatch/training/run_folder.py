@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmatch.files import write_text
-from tvmatch.training.checkpoint import list_checkpoints, step_of
+from tvmatch.training.checkpoint import list_checkpoints, list_files, step_of
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
 
 try:
@@ -36,6 +36,8 @@ MAY_CHANGE = frozenset(
         "precision",
         "compile",
         "recompute",
+        "strategy",
+        "accumulate",
     }
 )
 
@@ -65,6 +67,11 @@ def open_run(config: TrainConfig) -> Path | None:
                 "--run, or give the same options to continue that run."
             )
     checkpoints = list_checkpoints(run)
+    if not checkpoints and list_files(run):
+        raise RunFolderError(
+            f"{run} holds checkpoints of an earlier version ({list_files(run)[-1].name}), which can be sampled but not "
+            "continued. Choose another --run."
+        )
     if not checkpoints:
         return None
     step = step_of(checkpoints[-1])

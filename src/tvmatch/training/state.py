@@ -1,16 +1,19 @@
 """The state of a training run as named tensors: what a checkpoint holds, and nothing else."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tvmatch.networks.dit import DiTConfig
 from tvmatch.objectives import Objective
-from tvmatch.training.checkpoint import CheckpointError
-from tvmatch.training.ema import EvaluationEma
+from tvmatch.training.checkpoint import CheckpointError, load_checkpoint, read_shapes
+from tvmatch.training.ema import EvaluationEma, move_towards
 
 ADAMW_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for every parameter
 
@@ -37,24 +40,30 @@ class TrainingState:
                 named[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
         return named
 
-    def load(self, tensors: dict[str, Tensor], step: int, source: str) -> None:
-        """Continue from a checkpoint's tensors. `CheckpointError` names what is missing, left over or misshapen, and
-        then nothing was loaded."""
-        weights = {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
-        slots = {
-            f"optimizer.{slot}.{name}": (parameter, slot)
-            for name, parameter in self.objective.flow.named_parameters()
-            for slot in (ADAMW_SLOTS if step > 0 else ())
-        }
-        shapes = {key: p.new_empty(()) if slot == "step" else p.detach() for key, (p, slot) in slots.items()}
-        check_same_names(weights | shapes, tensors, source)
-        for key, value in weights.items():
-            value.copy_(tensors[key])
+    def load(self, path: Path, step: int, group: dist.ProcessGroup | None = None) -> None:
+        """Continue from a checkpoint, of any number of ranks. `CheckpointError` names what is missing, left over or
+        misshapen, and then nothing was loaded."""
+        goal = {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
+        slots: dict[str, tuple[Tensor, str]] = {}
+        for name, parameter in self.objective.flow.named_parameters():
+            for slot in ADAMW_SLOTS if step > 0 else ():
+                # AdamW(fused=True) keeps its step count beside the parameter, as a plain tensor
+                zeros = torch.zeros((), device=parameter.device) if slot == "step" else torch.zeros_like(parameter)
+                goal[f"optimizer.{slot}.{name}"] = zeros.detach()
+                slots[f"optimizer.{slot}.{name}"] = parameter, slot
+        check_same_names({name: value.shape for name, value in goal.items()}, read_shapes(path), str(path))
+        load_checkpoint(path, goal, group)
         self.optimizer.state.clear()
         for key, (parameter, slot) in slots.items():
-            # AdamW(fused=True) keeps its step count beside the parameter, too
-            self.optimizer.state[parameter][slot] = tensors[key].to(parameter.device, copy=True)
+            self.optimizer.state[parameter][slot] = goal[key]
         self.step = step
+
+    def move_averages(self, target_decay: float) -> None:
+        """After a step of the optimiser: the target and every evaluation average follow the flow map."""
+        moving = self.ema.at(self.step)
+        if self.objective.target is not None:
+            moving.append((self.objective.target, target_decay))
+        move_towards(moving, self.objective.flow)
 
 
 def ema_prefix(decay: float) -> str:
@@ -62,18 +71,18 @@ def ema_prefix(decay: float) -> str:
     return f"ema.{float(decay)!r}."
 
 
-def check_same_names(ours: dict[str, Tensor], theirs: dict[str, Tensor], source: str) -> None:
+def check_same_names(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size], source: str) -> None:
     """Raise `CheckpointError` unless both hold the same names with the same shapes."""
     missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     if missing or unknown:
         parts = [f"it lacks {missing[0]} (and {len(missing) - 1} more)"] if missing else []
         parts += [f"it has {unknown[0]} (and {len(unknown) - 1} more), which is unknown here"] if unknown else []
         raise CheckpointError(f"{source} is of another architecture or objective: {'; '.join(parts)}.")
-    for name, value in ours.items():
-        if theirs[name].shape != value.shape:
+    for name, shape in ours.items():
+        if theirs[name] != shape:
             raise CheckpointError(
-                f"{source} is of another architecture: {name} has shape {list(theirs[name].shape)}, "
-                f"this network needs {list(value.shape)}."
+                f"{source} is of another architecture: {name} has shape {list(theirs[name])}, "
+                f"this network needs {list(shape)}."
             )
 
 

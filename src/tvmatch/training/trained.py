@@ -3,14 +3,22 @@
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from tvmatch.data.latent_space import LatentSpace
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.networks.presets import build_network
-from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, read_header, read_names
+from tvmatch.training.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    list_files,
+    read_checkpoint,
+    read_header,
+    read_shapes,
+)
 from tvmatch.training.preview import default_w
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.state import check_same_names, ema_prefix, network_from_header
@@ -28,6 +36,7 @@ class TrainedRun:
     step: int
     checkpoint: Path
     ema: float
+    latent_space: LatentSpace | None = None  # what the network draws, where that is no picture
 
     @property
     def method(self) -> Literal["jump", "euler"]:
@@ -68,26 +77,29 @@ class TrainedRun:
 
 
 def load_run(run: Path, ema: float | None = None, device: str | torch.device = "cpu") -> TrainedRun:
-    """Open the last checkpoint of a run. `ema` chooses the averaged weights by their decay (None: the slowest).
+    """Open the last checkpoint of a run, or a plain safetensors file (`tvmatch export`). `ema` chooses the averaged
+    weights by their decay (None: the slowest).
 
     Raises `RunFolderError` or `CheckpointError` for a folder or a file that will not do.
     """
-    read_config(run)
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
-        raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
-    path = checkpoints[-1]
+    if run.suffix == ".safetensors" and run.is_file():
+        path = run
+    else:
+        read_config(run)
+        checkpoints = list_checkpoints(run) or list_files(run)
+        if not checkpoints:
+            raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
+        path = checkpoints[-1]
     header = read_header(path)
-    decays = sorted({float(name.removeprefix("ema.").split(".network.")[0]) for name in read_names(path, "ema.")})
-    if not decays:
-        raise CheckpointError(f"{path} holds no averaged weights; it was not written by tvmatch.")
+    decays = averages_in(path)
     if ema is None:
         ema = decays[-1]
     if ema not in decays:
         raise ValueError(f"{path} keeps averages of decay {', '.join(map(str, decays))}, not {ema}.")
     flow = FlowMap(build_network(network_from_header(header.get("network"), str(path))), scaled=header["scaled"])
     tensors = read_checkpoint(path, ema_prefix(ema))
-    check_same_names(flow.state_dict(), tensors, str(path))
+    ours = {name: value.shape for name, value in flow.state_dict().items()}
+    check_same_names(ours, {name: value.shape for name, value in tensors.items()}, str(path))
     flow.load_state_dict(tensors)
     return TrainedRun(
         flow=flow.to(device).requires_grad_(False).eval(),
@@ -98,4 +110,23 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
         step=header["step"],
         checkpoint=path,
         ema=ema,
+        latent_space=latent_space_from_header(header, str(path)),
     )
+
+
+def latent_space_from_header(header: dict[str, Any], source: str) -> LatentSpace | None:
+    """The latent space of a checkpoint's header; None for a model of pictures."""
+    if header.get("latent_space") is None:
+        return None
+    try:
+        return LatentSpace.from_header(header["latent_space"])
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def averages_in(path: Path) -> list[float]:
+    """The decays of the averaged weights in a checkpoint, ascending."""
+    decays = sorted({float(name.removeprefix("ema.").split(".network.")[0]) for name in read_shapes(path, "ema.")})
+    if not decays:
+        raise CheckpointError(f"{path} holds no averaged weights; it was not written by tvmatch.")
+    return decays
