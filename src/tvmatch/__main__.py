@@ -1,4 +1,4 @@
-"""`python -m tvmatch`, which torchrun can start: torchrun --nproc-per-node 8 -m tvmatch train ..."""
+"""`python -m tvmatch`, which torchrun can start: torchrun --nproc-per-node 8 -m -- tvmatch train ..."""
 
 import sys
 

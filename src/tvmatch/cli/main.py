@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("tvmatch.cli.train", "train a generator (handwritten digits, if you give no arguments)"),
     "sample": ("tvmatch.cli.sample", "draw pictures with a trained run"),
     "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
+    "encode": ("tvmatch.cli.encode", "encode pictures into latents, for models of latents"),
     "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),
     "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
 }
@@ -62,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         from tvmatch.networks.duals import TangentError
         from tvmatch.training.loop import TrainingError
+        from tvmatch.training.ranks import RanksError
 
-        if not isinstance(error, TangentError | TrainingError):
+        if not isinstance(error, TangentError | TrainingError | RanksError):
             raise
         _complain(name, error)
         return 1
@@ -73,5 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(command: str, error: Exception) -> None:
-    """One line on stderr, whatever the message holds."""
-    print(f"tvmatch {command}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    """One line on stderr, whatever the message holds; of several processes each says which it is."""
+    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"tvmatch {command}{rank}: {' '.join(str(error).splitlines())}", file=sys.stderr)

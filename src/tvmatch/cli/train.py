@@ -9,7 +9,9 @@ DESCRIPTION = """Train a generator. Without arguments: handwritten digits, in a 
 
 Pictures of your own: tvmatch train --run runs/mine --data FOLDER --image-size 64 --network DiT-S/4
 
-Ctrl-C or SIGTERM ends with a checkpoint; the same command continues."""
+Ctrl-C or SIGTERM ends with a checkpoint and exit code 130 or 143; the same command continues.
+
+Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch train ..."""
 
 
 def command(arguments: list[str]) -> int:
@@ -20,6 +22,8 @@ def command(arguments: list[str]) -> int:
     result = train(config)
     if result.signal is not None:
         return 128 + result.signal
+    if result.rank > 0:
+        return 0
     print(f"{config.run}: {result.step} steps, {result.images_per_second:.0f} images/s", file=sys.stderr)
     print(f"draw with: tvmatch sample {config.run}")
     return 0

@@ -5,6 +5,7 @@ the wrapper would leave its gradients out of the exchange, and the ranks would d
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -33,9 +34,13 @@ def distribute(objective: Objective, averages: Iterable[FlowMap], ranks: Ranks) 
     # ever; `verify_tangents` has asked the very same path before.
     objective.flow._tangent_seen = True
     if ranks.strategy == "ddp":
-        return DistributedDataParallel(
-            objective, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():  # the option that takes its place is not in torch 2.11
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            return DistributedDataParallel(
+                objective, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+            )
+    # True: a block's output may be a view. Nothing here writes into one.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     for flow in (objective.flow, objective.target):
         if flow is not None:
@@ -49,10 +54,10 @@ def distribute(objective: Objective, averages: Iterable[FlowMap], ranks: Ranks) 
 
 def _shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Each block is a unit that is gathered when called and let go afterwards; the rest of the network is another."""
-    if isinstance(network, ModulatedNetwork):
-        for block in network.blocks:
-            fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    blocks = network.blocks if isinstance(network, ModulatedNetwork) else ()
+    for unit in (*blocks, network):
+        # said of each: a network that is nobody's part would stay gathered, and its average could not be moved
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
 @contextlib.contextmanager

@@ -55,12 +55,14 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended: steps done, the last checkpoint, and the signal that interrupted it (None: complete)."""
+    """How a run ended: steps done, the last checkpoint, the signal that interrupted it (None: complete), and which
+    process this is."""
 
     step: int
     checkpoint: Path
     signal: signal.Signals | None
     images_per_second: float
+    rank: int = 0
 
 
 def train(config: TrainConfig, source: Source | None = None, show: bool = True) -> TrainingResult:
@@ -256,7 +258,7 @@ class _Run:
             then = "the same command continues the run" if state.step < config.steps else "the run is complete"
             self.progress.say(f"{number.name}: saved {checkpoint}; {then}.")
         speed = self.images / self.seconds if self.seconds else 0.0
-        return TrainingResult(state.step, checkpoint, number, speed)
+        return TrainingResult(state.step, checkpoint, number, speed, self.ranks.rank)
 
     def open_files(self, stack: contextlib.ExitStack) -> None:
         """On rank 0: what is written besides checkpoints."""

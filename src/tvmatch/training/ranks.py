@@ -23,7 +23,8 @@ from tvmatch.training.config import Strategy
 Result = TypeVar("Result")
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of ranks that wait for each other: one may compile longer than the others
-HINT = "torchrun --nproc-per-node 8 -m tvmatch train ..."
+# without the two dashes torchrun takes --run for an abbreviation of an option of its own
+HINT = "torchrun --nproc-per-node 8 -m -- tvmatch train ..."
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
 
 
@@ -51,6 +52,15 @@ class Ranks:
         """Whether this is the process that writes the run's files and speaks."""
         return self.rank == 0
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do together: one that is gone is named so."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RanksError(f"rank {self.rank}: another process of this run is gone ({reason}).") from error
+
     def on_main(self, function: Callable[[], Result]) -> Result:
         """Call `function` on rank 0 alone; every rank gets what it returned, or raises what it raised."""
         if self.control is None:
@@ -61,7 +71,8 @@ class Ranks:
                 answer[0] = function()
             except Exception as error:
                 answer[1] = error
-        dist.broadcast_object_list(answer, group=self.control, group_src=0)
+        with self.together():
+            dist.broadcast_object_list(answer, group=self.control, group_src=0)
         if answer[1] is not None:
             raise answer[1]
         return answer[0]
@@ -71,7 +82,8 @@ class Ranks:
         if self.control is None:
             return values
         values = values.cpu()
-        dist.all_reduce(values, group=self.control)
+        with self.together():
+            dist.all_reduce(values, group=self.control)
         return values / self.count
 
     def require_equal(self, when: str, values: Mapping[str, Any]) -> None:
@@ -80,11 +92,12 @@ class Ranks:
             return
         digests: list[Any] = [None] * self.count
         digest = hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()
-        dist.all_gather_object(digests, digest, group=self.control)
-        if len(set(digests)) == 1:
-            return
         everything: list[Any] = [None] * self.count
-        dist.all_gather_object(everything, dict(values), group=self.control)
+        with self.together():
+            dist.all_gather_object(digests, digest, group=self.control)
+            if len(set(digests)) == 1:
+                return
+            dist.all_gather_object(everything, dict(values), group=self.control)
         names = [name for name in everything[0] if any(other.get(name) != everything[0][name] for other in everything)]
         first = names[0] if names else "the names of the values"
         others = [rank for rank in range(self.count) if everything[rank].get(first) != everything[0].get(first)]
@@ -108,7 +121,7 @@ class Vote:
     def __call__(self, mine: int) -> int:
         if self.ranks.control is None:
             return mine
-        with self._naming_the_lost():
+        with self.ranks.together():
             earlier, value = self.travelling, torch.tensor([mine])
             work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self.ranks.control, async_op=True)
             self.travelling = work, value
@@ -121,21 +134,13 @@ class Vote:
         """The last answer, for which every rank waits."""
         if self.ranks.control is None:
             return mine
-        with self._naming_the_lost():
+        with self.ranks.together():
             value = torch.tensor([mine])
             dist.all_reduce(value, dist.ReduceOp.MAX, group=self.ranks.control)
             if self.travelling is not None:
                 self.travelling[0].wait()
                 value = torch.maximum(value, self.travelling[1])
             return int(value)
-
-    @contextlib.contextmanager
-    def _naming_the_lost(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise RanksError(f"rank {self.ranks.rank}: another process of this run is gone ({reason}).") from error
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:

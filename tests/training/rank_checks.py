@@ -1,0 +1,131 @@
+"""What the ranks of `tests/training/test_distributed.py` do."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from tests.training.support import tiny_config
+from tvmatch.data.digits import digits_source
+from tvmatch.training import loop, saving
+from tvmatch.training.config import TrainConfig
+from tvmatch.training.ranks import join_ranks
+
+SOURCE = digits_source()
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor, or all shards of it, as its numbers."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
+def gradient(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
+    """Loss and gradient of one step from a checkpoint's weights, and the state as it was loaded."""
+    with join_ranks(config.strategy, config.device) as ranks:
+        loop.check_shares(config, ranks)
+        state, header, module = loop.prepare(config, SOURCE, ranks)
+        loop.resume(state, header, checkpoint, ranks)
+        loaded = {name: whole(value) for name, value in state.tensors().items()}
+        run = loop._Run(config, SOURCE, state, header, module, ranks, False)
+        images = torch.from_numpy(SOURCE.batch(run.stream.indices(state.step)))
+        figures = run.backward(images, torch.from_numpy(SOURCE.labels[run.stream.indices(state.step)]))
+        named = state.objective.flow.named_parameters()
+        gradients = {name: whole(parameter.grad) for name, parameter in named}
+        before = {decay: [whole(p) for p in flow.parameters()] for decay, flow in state.ema.flows.items()}
+        state.move_averages(0.75)
+        loss = ranks.mean(figures["loss"])
+        return {
+            "loss": float(loss),
+            "gradients": gradients,
+            "loaded": loaded,
+            "average": {name: whole(value) for name, value in state.tensors().items() if name.startswith("ema.0.9.")},
+            "target": {name: whole(value) for name, value in state.tensors().items() if name.startswith("target.")},
+            "moved": any(
+                not torch.equal(whole(p), old)
+                for decay, flow in state.ema.flows.items()
+                for p, old in zip(flow.parameters(), before[decay], strict=True)
+            ),
+            "kept": {
+                kind: sum(value.to_local().numel() if isinstance(value, DTensor) else value.numel() for value in values)
+                for kind, values in {
+                    "flow": list(state.objective.flow.parameters()),
+                    "target": list(state.objective.target.parameters()),
+                    "average": list(state.ema.flows[0.9].parameters()),
+                    "slots": [value for slot in state.optimizer.state.values() for value in slot.values()],
+                }.items()
+            },
+        }
+
+
+def train(config: TrainConfig) -> tuple[int, int | None]:
+    """A whole run: the step at which it ended, and the signal."""
+    result = loop.train(config, show=False)
+    return result.step, result.signal
+
+
+def train_apart(config: TrainConfig, seeds: tuple[int, ...]) -> None:
+    """Every rank is given another seed."""
+    changed = {**vars(config), "seed": seeds[int(os.environ["RANK"])]}
+    loop.train(TrainConfig(**changed), show=False)
+
+
+class Patched(loop._Run):
+    """A run in which something happens to one rank after a step."""
+
+    rank, after = 1, 3
+
+    def step(self, images: torch.Tensor, label: torch.Tensor) -> None:
+        super().step(images, label)
+        if self.ranks.rank == self.rank and self.state.step == self.after:
+            self.happen()
+
+
+class Signalled(Patched):
+    def happen(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Drifting(Patched):
+    """As if a rank's gradients had not been exchanged."""
+
+    def happen(self) -> None:
+        with torch.no_grad():
+            next(self.objective.flow.parameters()).flatten()[0].add_(1e-6)
+
+
+class Dying(Patched):
+    def happen(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_with(run: type[Patched], config: TrainConfig) -> tuple[int, int | None]:
+    """A whole run with a mishap."""
+    loop._Run = run
+    try:
+        return train(config)
+    finally:
+        loop._Run = Patched.__base__
+
+
+def train_on_a_full_disk(config: TrainConfig) -> None:
+    """The disk of rank 1 refuses its part of the second checkpoint."""
+    write, rank = saving.SafetensorsWriter.write_data, int(os.environ["RANK"])
+
+    def refuse(self: saving.SafetensorsWriter, *arguments: Any) -> Any:
+        if rank == 1 and self.header["step"] == 4:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    saving.SafetensorsWriter.write_data = refuse
+    try:
+        loop.train(config, show=False)
+    finally:
+        saving.SafetensorsWriter.write_data = write
+
+
+def config(run: Path, **changes: Any) -> TrainConfig:
+    """The tiny run, of eight samples a step, which two or four ranks share in one or two micro-steps."""
+    return tiny_config(run, **({"batch_size": 8, "guidance": "1:3"} | changes))

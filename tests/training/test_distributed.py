@@ -1,0 +1,206 @@
+"""Over 1, 2 and 4 processes (gloo): the same loss and gradients, the same checkpoints, and one end for all."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import rank_checks
+from tests.training.pool import LIMIT, Pool
+from tests.training.rank_checks import config
+from tests.training.support import assert_same_bits, last_tensors, tiny_network
+from tvmatch.cli import main
+from tvmatch.data.digits import digits_source
+from tvmatch.training import loop
+from tvmatch.training.checkpoint import list_checkpoints
+from tvmatch.training.loop import train
+from tvmatch.training.ranks import Ranks, join_ranks
+from tvmatch.training.saving import Saver
+
+# A network's float32 sums differ in their last digits when they are added up in another order
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Four processes for all tests of this module."""
+    processes = Pool(4)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state as after two steps, with random numbers in every tensor: no derivative is zero, no average equal."""
+    run = tmp_path_factory.mktemp("random") / "run"
+    with tiny_network():
+        state, header, _ = loop.prepare(config(run), digits_source(), Ranks(torch.device("cpu")))
+        tensors = state.tensors()
+        for name, parameter in state.objective.flow.named_parameters():
+            tensors[f"optimizer.step.{name}"] = torch.tensor(2.0)
+            for slot in ("exp_avg", "exp_avg_sq"):
+                tensors[f"optimizer.{slot}.{name}"] = torch.zeros_like(parameter)
+        generator = torch.Generator().manual_seed(0)
+        for name, value in tensors.items():
+            if not name.startswith("optimizer.step."):
+                tensors[name] = 0.3 * torch.randn(value.shape, generator=generator).abs()
+    saver = Saver(run, 1, Ranks(torch.device("cpu")))
+    path = saver.start(2, tensors, header)
+    saver.wait()
+    saver.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path) -> dict:
+    """Loss and gradient of one process."""
+    with tiny_network():
+        return rank_checks.gradient(config(checkpoint.parent.parent), checkpoint)
+
+
+def relative(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest difference, relative to the largest number."""
+    assert ours.keys() == theirs.keys()
+    largest = max(float(value.abs().max()) for value in theirs.values())
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours) / largest
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "changes"),
+    [
+        ("ddp", 2, {}),
+        ("ddp", 4, {"accumulate": 2}),
+        ("ddp", 2, {"accumulate": 4, "recompute": "full"}),
+        ("fsdp", 2, {"accumulate": 2}),
+        ("fsdp", 4, {}),
+        ("fsdp", 4, {"accumulate": 2, "recompute": "full"}),
+    ],
+)
+def test_the_same_batch_gives_the_same_loss_and_gradients(
+    pool: Pool, checkpoint: Path, alone: dict, strategy: str, ranks: int, changes: dict
+) -> None:
+    options = config(checkpoint.parent.parent, strategy=strategy, **changes)
+    answers = pool.run(rank_checks.gradient, ranks, options, checkpoint)
+    for answer in answers:
+        assert isinstance(answer, dict), answer
+        assert answer["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
+        assert relative(answer["gradients"], alone["gradients"]) < TOLERANCE
+        # what was loaded, from a checkpoint of one process, and how the averages then move, to the last bit
+        for kind in ("loaded", "average", "target"):
+            assert answer[kind].keys() == alone[kind].keys()
+            assert all(torch.equal(value, alone[kind][name]) for name, value in answer[kind].items())
+        assert answer["moved"]
+    for kind, everything in alone["kept"].items():  # each rank keeps all, or its share
+        kept = [answer["kept"][kind] for answer in answers]
+        if strategy == "ddp":
+            assert kept == [everything] * ranks
+        else:
+            assert max(kept) < everything
+            assert sum(kept) == everything or kind == "slots"  # counts of steps are everywhere
+
+
+def test_accumulation_in_one_process(checkpoint: Path, alone: dict) -> None:
+    answer = rank_checks.gradient(config(checkpoint.parent.parent, accumulate=4), checkpoint)
+    assert answer["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
+    assert relative(answer["gradients"], alone["gradients"]) < TOLERANCE
+
+
+def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train(config(whole, steps=9, sample_every=4), show=False)
+    for strategy, ranks, steps in (("fsdp", 4, 3), ("ddp", 2, 5), ("fsdp", 2, 7)):
+        # the preview of sharded weights is drawn by all ranks
+        answers = pool.run(rank_checks.train, ranks, config(run, steps=steps, strategy=strategy, sample_every=4))
+        assert answers == [(steps, None)] * ranks
+    assert sorted(path.name for path in list_checkpoints(run)[-1].glob("part_*")) == [
+        *("part_00000.safetensors", "part_00001.safetensors")
+    ]
+    assert main(["sample", str(run), "--count", "4", "--out", str(tmp_path / "sharded.png")]) == 0
+    train(config(run, steps=9), show=False)
+    assert relative(last_tensors(run), last_tensors(whole)) < 1e-4  # seven steps of AdamW enlarge the last digits
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 9
+    assert (run / "samples" / "step_00000004.png").is_file()
+
+
+def test_ranks_that_were_told_different_things_do_not_start(pool: Pool, tmp_path: Path) -> None:
+    answers = pool.run(rank_checks.train_apart, 2, config(tmp_path / "run", strategy="ddp"), (0, 1))
+    for answer in answers:
+        assert answer.startswith("RanksError: before the first step: the ranks have drifted apart: ")
+        assert "of rank [1] differs from rank 0" in answer
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_drift_apart_are_noticed_before_they_are_saved(pool: Pool, tmp_path: Path) -> None:
+    options = config(tmp_path / "run", strategy="ddp")
+    answers = pool.run(rank_checks.train_with, 2, rank_checks.Drifting, options)
+    for answer in answers:
+        assert answer.startswith("RanksError: at step 4: the ranks have drifted apart: ")
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_sigterm_on_one_rank_saves_and_ends_all_at_the_same_step(pool: Pool, tmp_path: Path, strategy: str) -> None:
+    run = tmp_path / "run"
+    options = config(run, strategy=strategy)
+    answers = pool.run(rank_checks.train_with, 2, rank_checks.Signalled, options)
+    assert answers == [(4, 15)] * 2  # one step after the signal, when every rank knows of it
+    assert list_checkpoints(run)[-1].name == "step_00000004"
+    assert pool.run(rank_checks.train, 2, options) == [(6, None)] * 2
+    assert pool.run(rank_checks.train, 2, config(tmp_path / "whole", strategy=strategy)) == [(6, None)] * 2
+    assert_same_bits(run, tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_for_one_rank_stops_all_and_keeps_the_last_checkpoint(pool: Pool, tmp_path: Path) -> None:
+    answers = pool.run(rank_checks.train_on_a_full_disk, 2, config(tmp_path / "run", strategy="fsdp"))
+    for answer in answers:
+        assert answer.startswith("CheckpointError: cannot save ")
+        assert "step_00000004" in answer
+        assert "No space left on device (rank 1)" in answer
+        assert "The last good checkpoint is " in answer
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rank_that_dies_ends_the_others(pool: Pool, tmp_path: Path, strategy: str) -> None:
+    began = time.monotonic()
+    options = config(tmp_path / "run", strategy=strategy)
+    answers = pool.run(rank_checks.train_with, 2, rank_checks.Dying, options)
+    assert time.monotonic() - began < LIMIT
+    assert answers[1] is None
+    # at the exchange of gradients, or at the next decision
+    assert answers[0].startswith(("RuntimeError: ", "RanksError: rank 0: another process of this run is gone")), answers
+    assert "onnection" in answers[0], answers[0]  # closed or reset by the peer
+    assert pool.run(rank_checks.train, 2, options) == [(6, None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "message"),
+    [
+        (
+            {"batch_size": 6},
+            4,
+            "batch_size=6 is that of all processes together: it must be a multiple of 4 processes",
+        ),
+        ({"accumulate": 3}, 2, r"multiple of 2 processes x 3 micro-steps (--accumulate)"),
+        ({"strategy": "single"}, 2, "2 processes were started, but --strategy is single; use ddp or fsdp"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_every_rank(
+    pool: Pool, tmp_path: Path, changes: dict, ranks: int, message: str
+) -> None:
+    answers = pool.run(rank_checks.train, ranks, config(tmp_path / "run", **changes))
+    assert all(answer.startswith("ValueError: ") and message in answer for answer in answers), answers
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="--strategy fsdp needs a launcher that starts one process a GPU: torchrun "):
+        join_ranks("fsdp", "cpu").__enter__()
+    with join_ranks("auto", "cpu") as ranks:
+        assert (ranks.strategy, ranks.rank, ranks.count, ranks.main) == ("single", 0, 1, True)
+    with pytest.raises(ValueError, match=r"must be a multiple of 1 process x 3 micro-steps"):
+        train(config(Path("unused"), accumulate=3), show=False)
