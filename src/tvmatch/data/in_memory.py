@@ -45,6 +45,11 @@ class InMemorySource:
         """0 when there are no classes."""
         return len(self.class_names)
 
+    @property
+    def skipped_when_opened(self) -> tuple[tuple[str, str], ...]:
+        """All that was skipped: nothing is decoded later."""
+        return self.skipped
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of pictures, labels and class names; taken once, when first asked for."""

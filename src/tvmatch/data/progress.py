@@ -1,13 +1,15 @@
-"""A progress bar for work that may be over before a bar is worth showing."""
+"""Progress bars: for work that may be over before a bar is worth showing, and for work that takes hours."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PATIENCE = 2.0  # seconds
+BETWEEN_LINES = 30.0  # seconds, where there is no terminal
 
 
 def show_progress(items: range, description: str) -> Iterator[int]:
@@ -26,3 +28,33 @@ def show_progress(items: range, description: str) -> Iterator[int]:
     finally:
         if progress is not None:
             progress.stop()
+
+
+@contextlib.contextmanager
+def counting(description: str, total: int, show: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with rate and time left, for the length of a block, if stderr is a terminal; a line now and then
+    if it is not. Yields a function of (pictures dealt with, pictures among them that took work)."""
+    started, worked, dealt, told = time.monotonic(), 0, 0, time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not (show and terminal)) as progress:
+        task = progress.add_task(description, total=total, rate="")
+
+        def done(pictures: int, encoded: int) -> None:
+            nonlocal worked, dealt, told
+            worked, dealt, now = worked + encoded, dealt + pictures, time.monotonic()
+            rate = worked / max(now - started, 1e-9)
+            progress.update(task, advance=pictures, rate=f"{rate:.0f}/s")
+            if show and not terminal and now - told > BETWEEN_LINES:
+                left = (total - dealt) / rate / 60 if rate else float("inf")
+                print(f"{description} {dealt}/{total}, {rate:.0f}/s, {left:.0f} min left", file=sys.stderr, flush=True)
+                told = now
+
+        yield done

@@ -68,6 +68,11 @@ class StreamedSource:
             bad = tuple((self.records.name(index), reason) for index, reason in self._bad.items())
         return tuple(sorted(self.records.skipped + bad))
 
+    @property
+    def skipped_when_opened(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of what was left out when the data set was listed."""
+        return self.records.skipped
+
     def __len__(self) -> int:
         return len(self.records)
 

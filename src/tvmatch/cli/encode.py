@@ -1,0 +1,92 @@
+"""`tvmatch encode SOURCE OUT`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from tvmatch.cli.options import parse, warn
+
+DESCRIPTION = """Encode pictures into latents, once, for training: tvmatch train --data OUT.
+
+The same command continues an encoding that was stopped or killed. Several GPUs: torchrun --nproc-per-node 8 -m tvmatch
+encode ..."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What to encode, and how."""
+
+    source: tyro.conf.Positional[str]  # pictures: whatever `tvmatch train --data` reads
+    out: tyro.conf.Positional[Path]  # a new folder, or one whose encoding is to be continued
+    codec: str  # pixels, a folder, or a hub name of an autoencoder such as stabilityai/sd-vae-ft-mse
+    image_size: int | None = None  # pixels a side that each picture is brought to
+    flips: bool = True  # encode mirrored pictures too, for `tvmatch train --flip`
+    strict: bool = False  # end with an error at the first picture that cannot be used instead of skipping it
+    batch_size: int = 32  # pictures encoded at once
+    shard_size: int = 1000  # pictures in one .tar file
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the codec; what is stored is float16
+    device: str = "auto"
+
+
+def command(arguments: list[str]) -> int:
+    """Encode, and say what came of it."""
+    options = parse(EncodeOptions, "encode", DESCRIPTION, arguments)
+    for name in ("batch_size", "shard_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
+    import contextlib
+
+    import torch
+
+    from tvmatch.data.codecs import open_codec
+    from tvmatch.data.encoding import check_size, claim_plan, encode_shards, make_plan, write_manifest
+    from tvmatch.data.folder_lock import holding
+    from tvmatch.data.naming import named
+    from tvmatch.data.opening import open_pictures
+    from tvmatch.data.progress import counting
+    from tvmatch.training.ranks import join_ranks
+
+    torch.backends.cudnn.deterministic = True  # a restart must give the same bits
+    with join_ranks("auto", options.device) as ranks, contextlib.ExitStack() as stack:
+        codec = open_codec(options.codec).to(ranks.device)
+        reader = open_pictures(options.source, options.image_size, options.strict)
+        plan = make_plan(reader, codec, options.flips, options.batch_size, options.shard_size, options.precision)
+
+        def claim() -> None:
+            stack.enter_context(holding(options.out))
+            check_size(plan, options.out)
+            claim_plan(options.out, plan)
+
+        stack.callback(reader.close)
+        ranks.on_main(claim)
+        with counting("Encoding", -(-plan.pictures // ranks.count), show=ranks.main) as done:
+            encode_shards(reader, codec, plan, options.out, ranks.device, ranks.rank, ranks.count, done)
+        if ranks.control is not None:
+            torch.distributed.barrier(ranks.control)
+        manifest = ranks.on_main(lambda: write_manifest(options.out, plan, reader.skipped_when_opened))
+        if ranks.main:
+            skipped = [tuple(entry) for entry in manifest["skipped"]]
+            if skipped:
+                warn("encode", f"skipped {named(skipped)} (--strict makes this an error)")
+            empty = [name for name, n in zip(plan.class_names, manifest["pictures_of_class"], strict=False) if not n]
+            if empty:
+                warn("encode", f"{len(empty)} classes have no picture: {', '.join(map(repr, empty[:10]))}")
+            print(summary(options.out, manifest), file=sys.stderr)
+            print(f"train with: tvmatch train --data {options.out} --run RUN")
+    return 0
+
+
+def summary(out: Path, manifest: dict[str, Any]) -> str:
+    """Counts, shape and round trip in one line."""
+    shape = "x".join(map(str, manifest["latent_space"]["shape"]))
+    quality, text = manifest["psnr"], "round trip exact"
+    if quality["mean"] is not None:
+        text = f"round-trip PSNR {quality['mean']:.2f} dB on average, {quality['lowest']:.2f} at least"
+    mirrored = " and mirrored" if manifest["flips"] else ""
+    return (
+        f"{out}: {manifest['pictures']['encoded']} pictures{mirrored} as latents {shape} in {len(manifest['shards'])} "
+        f"shards; {text} ({quality['pictures']} pictures measured)"
+    )
