@@ -3,11 +3,14 @@
 
     python benchmarks/train_step.py --json benchmarks/results/train_step_<gpu>.json      (an H200 or H100)
     python benchmarks/train_step.py --tiny                                               (a CPU: does it run)
+    torchrun --nproc-per-node 2 benchmarks/train_step.py --cases 0 --strategy single ddp fsdp --json ...   (two GPUs)
 
-One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run.
+One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run. Over several
+GPUs a case's batch is that of each; `single` is one of them alone, while the others wait.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import traceback
@@ -17,6 +20,7 @@ import torch
 
 from tvmatch import __version__
 from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
+from tvmatch.training.ranks import Ranks, join_ranks
 
 XL = {"network": "DiT-XL/2", "image_size": 32, "channels": 4}
 CASES = [
@@ -40,11 +44,19 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--cases", type=int, nargs="*", help="only these rows of CASES, counted from 0, in this order")
     parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
+    parser.add_argument("--strategy", nargs="+", choices=("single", "ddp", "fsdp"), default=["single"])
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    several = set(options.strategy) - {"single"}
+    with join_ranks("ddp" if several else "single", "auto") as ranks:
+        measure(options, ranks)
+
+
+def measure(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Every case with every strategy; rank 0 prints and writes."""
+    device = ranks.device
     if device.type == "cpu" and not options.tiny:
         raise SystemExit("no GPU here; use --tiny to see that it runs")
-    matmul = matmul_tflops(device)
+    matmul = ranks.on_main(lambda: matmul_tflops(device))
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     result = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -54,26 +66,42 @@ def main() -> None:
         "matmul_tflops": matmul,
         "rows": [],
     }
-    print(f"{result['device']}, torch {torch.__version__}, matmul {matmul:.0f} TFLOP/s", flush=True)
-    cases = TINY if options.tiny else CASES
+    say = print if ranks.main else lambda *_, **__: None
+    say(f"{result['device']}, torch {torch.__version__}, matmul {matmul:.0f} TFLOP/s", flush=True)
+    cases, steps = TINY if options.tiny else CASES, 3 if options.tiny else 10
     for case in cases if options.cases is None else [cases[number] for number in options.cases]:
-        try:
-            row = measure_step(case, device, matmul, steps=3 if options.tiny else 10)
-        except Exception as error:  # one case that fails must not lose the others
-            traceback.print_exc()
-            result["rows"].append({"network": case.network, "policy": case.recompute, "error": repr(error)})
-            continue
-        result["rows"].append(row)
-        memory = "" if row["peak_gib"] is None else f"{row['peak_gib']:6.1f} GiB"
-        print(
-            f"{row['network']:>12} {row['data']:>8} {row['objective']:>17} batch {row['batch']:<4} {row['policy']:>9}: "
-            f"{row['images_per_second']:8.1f} img/s {row['milliseconds']:7.1f} ms {memory} mfu {row['mfu']:.2f} "
-            f"first step {row['compile_seconds']:.0f} s",
-            flush=True,
-        )
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+        alone = None
+        for strategy in options.strategy:
+            try:
+                row = measure_with(strategy, case, ranks, matmul, steps)
+            except Exception as error:  # one case that fails must not lose the others
+                if strategy != "single":  # the other ranks would wait for this one: let the launcher end them
+                    raise
+                traceback.print_exc()
+                result["rows"].append({"network": case.network, "policy": case.recompute, "error": repr(error)})
+                continue
+            result["rows"].append(row)
+            if strategy == "single":
+                alone = row["images_per_second"]
+            memory = "" if row["peak_gib"] is None else f"{row['peak_gib']:6.1f} GiB"
+            times = f", {row['images_per_second'] / alone:.2f} times one" if alone and strategy != "single" else ""
+            say(
+                f"{row['network']:>12} {row['data']:>8} {row['objective']:>17} batch {row['batch']:<4} "
+                f"{row['policy']:>9} {strategy} x {row['ranks']}: {row['images_per_second']:8.1f} img/s "
+                f"{row['milliseconds']:7.1f} ms {memory} mfu {row['mfu']:.2f} first step {row['compile_seconds']:.0f} s"
+                + times,
+                flush=True,
+            )
+            if options.json and ranks.main:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure_with(strategy: str, case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict:
+    """One row; `single` is measured on rank 0 alone."""
+    if strategy == "single":
+        return ranks.on_main(lambda: measure_step(case, Ranks(ranks.device), matmul, steps))
+    return measure_step(case, dataclasses.replace(ranks, strategy=strategy), matmul, steps)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 LIMIT = 60  # seconds; a rank that dies must end the others within a minute
+PATIENCE = 240  # seconds for an answer: a compiler is slow where others use the cores too
 
 
 class Pool:
@@ -42,7 +43,7 @@ class Pool:
         for rank in range(ranks):
             process, connection = self.workers[rank]
             try:
-                assert connection.poll(LIMIT), f"rank {rank} does not answer"
+                assert connection.poll(PATIENCE), f"rank {rank} does not answer"
                 answers.append(connection.recv())
             except (EOFError, ConnectionResetError):
                 process.join(5)

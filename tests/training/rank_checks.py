@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from tests.training.support import tiny_config
+from tests.training.support import TINY, tiny_config
 from tvmatch.data.digits import digits_source
 from tvmatch.training import loop, saving
+from tvmatch.training.bench import StepCase, measure_step
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.ranks import join_ranks
 
@@ -70,6 +71,12 @@ def train_apart(config: TrainConfig, seeds: tuple[int, ...]) -> None:
     """Every rank is given another seed."""
     changed = {**vars(config), "seed": seeds[int(os.environ["RANK"])]}
     loop.train(TrainConfig(**changed), show=False)
+
+
+def measure(strategy: str) -> dict[str, Any]:
+    """A row of the step benchmark."""
+    with join_ranks(strategy, "cpu") as ranks:
+        return measure_step(StepCase(TINY, 8, 1, 4, classes=10), ranks, 1.0, steps=1)
 
 
 class Patched(loop._Run):

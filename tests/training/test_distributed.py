@@ -125,6 +125,23 @@ def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tm
     assert (run / "samples" / "step_00000004.png").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_compiled_blocks(pool: Pool, checkpoint: Path, alone: dict, strategy: str) -> None:
+    options = config(checkpoint.parent.parent, strategy=strategy, compile="on")
+    for answer in pool.run(rank_checks.gradient, 2, options, checkpoint):
+        assert isinstance(answer, dict), answer
+        assert answer["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert relative(answer["gradients"], alone["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_step_benchmark_counts_all_ranks(pool: Pool, strategy: str) -> None:
+    for row in pool.run(rank_checks.measure, 2, strategy):
+        assert (row["strategy"], row["ranks"], row["batch"]) == (strategy, 2, 4)
+        assert row["images_per_second"] == pytest.approx(8e3 / row["milliseconds"])
+
+
 def test_ranks_that_were_told_different_things_do_not_start(pool: Pool, tmp_path: Path) -> None:
     answers = pool.run(rank_checks.train_apart, 2, config(tmp_path / "run", strategy="ddp"), (0, 1))
     for answer in answers:

@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> int:
 
     from tvmatch.files import write_text
     from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
-    from tvmatch.training.ranks import choose_device
+    from tvmatch.training.ranks import Ranks, choose_device
 
     device = choose_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -68,7 +68,7 @@ def command(arguments: list[str]) -> int:
             compile=options.compile,
             classes=options.classes,
         )
-        rows.append(measure_step(case, device, matmul, options.steps))
+        rows.append(measure_step(case, Ranks(device), matmul, options.steps))
     for row in rows:
         memory = "" if row["peak_gib"] is None else f", {row['peak_gib']:.1f} GiB"
         Console().print(

@@ -12,10 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.presets import build_network, network_config
+from tvmatch.objectives import Part
 from tvmatch.training.build import build_objective
 from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute, TrainConfig
+from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+from tvmatch.training.ranks import Ranks
 
 
 def forward_passes(objective: ObjectiveName, guided: bool) -> int:
@@ -73,12 +76,14 @@ def matmul_tflops(device: torch.device, size: int = 8192) -> float:
     return 2 * size**3 / statistics.median(times) / 1e12
 
 
-def measure_step(case: StepCase, device: torch.device, matmul: float, steps: int = 10) -> dict[str, Any]:
+def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -> dict[str, Any]:
     """Train `steps` steps on random data and return one row of figures; medians over the steps.
 
     compile_seconds is the time of the first step. The step is the loop's own: loss, backward, clipping, AdamW, the
-    target's average and two evaluation averages.
+    target's average and two evaluation averages. Every rank calls it alike and trains `case.batch` samples a step;
+    images_per_second counts those of all ranks, peak_gib and mfu are of this one.
     """
+    device = ranks.device
     gc.collect()  # what an earlier case left behind would count as memory of this one
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -92,14 +97,17 @@ def measure_step(case: StepCase, device: torch.device, matmul: float, steps: int
     prepare_objective(
         objective, compute_dtype(case.precision, device), should_compile(case.compile, device), case.recompute
     )
+    module = distribute(objective, ema.flows.values(), ranks)
     parameters = list(flow.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
     label = torch.arange(case.batch, device=device) % case.classes
 
+    part = Part(ranks.rank * case.batch, case.batch, ranks.count * case.batch)
+
     def step(number: int) -> None:
         objective.seed(number)
-        objective(x0, label).loss.backward()
+        module(x0, label, part).loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -129,11 +137,12 @@ def measure_step(case: StepCase, device: torch.device, matmul: float, steps: int
         "network": case.network,
         "data": f"{case.channels}x{case.image_size}x{case.image_size}",
         "objective": case.objective,
-        "batch": case.batch,
+        "batch": case.batch,  # a GPU
         "policy": case.recompute,
-        "gpus": 1 if device.type == "cuda" else 0,
-        "strategy": "single",
-        "images_per_second": case.batch / seconds,
+        "gpus": ranks.count if device.type == "cuda" else 0,
+        "ranks": ranks.count,
+        "strategy": ranks.strategy,
+        "images_per_second": ranks.count * case.batch / seconds,
         "milliseconds": seconds * 1e3,
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         "mfu": flops / seconds / (matmul * 1e12),
