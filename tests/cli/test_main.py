@@ -14,6 +14,8 @@ EXPECTED = {
     "sample": ("--out", "--nfe", "--w", "--class", "--seed", "--count"),
     "evaluate": ("--nfe", "--w", "--samples", "--out"),
     "bench": ("step", "--network", "--batch-size", "--recompute", "--out", "flow-matching"),
+    "encode": (),
+    "export": ("--to", "--out", "--ema"),
     "presets": ("--image-size", "--channels", "--classes"),
 }
 
@@ -45,7 +47,7 @@ def test_help_of_every_command_names_its_options(capsys: pytest.CaptureFixture, 
     [
         ("trian", "no command 'trian'; did you mean `tvmatch train`?"),
         ("evalute", "did you mean `tvmatch evaluate`?"),
-        ("xyzzy", "no command 'xyzzy'; there are train, sample, evaluate, bench, presets."),
+        ("xyzzy", f"no command 'xyzzy'; there are {', '.join(COMMANDS)}."),
         ("--run", "no command '--run'"),
     ],
 )

@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": ("tvmatch.cli.sample", "draw pictures with a trained run"),
     "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
     "encode": ("tvmatch.cli.encode", "encode pictures into latents, for models of latents"),
+    "export": ("tvmatch.cli.export", "write a trained run's weights into one plain file"),
     "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),
     "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
 }

@@ -17,7 +17,7 @@ from tvmatch.cli.options import check_out, check_seed, parse, warn
 class SampleOptions:
     """What to draw."""
 
-    run: tyro.conf.Positional[Path]  # folder of a trained run
+    run: tyro.conf.Positional[Path]  # folder of a trained run, or a file of `tvmatch export`
     out: Path | None = None  # a .png, an .npz (images, labels), or a folder for PNGs; default RUN/drawn.png
     count: int = 64  # pictures in all, spread over the classes
     nfe: int = 1  # network calls a picture
@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> int:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
     check_seed(options.seed)
-    out = options.out or options.run / "drawn.png"
+    out = options.out or (options.run.parent if options.run.is_file() else options.run) / "drawn.png"
     check_out(out, (".png", ".npz"), folder=True)
     device = choose_device(options.device)
     trained = load_run(options.run, options.ema, device)

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tvmatch.data.latent_space import picture_maker
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.pictures import captioned, enlarge, tile
@@ -34,7 +33,7 @@ def draw_preview(
     flow: FlowMap,
     config: TrainConfig,
     class_names: tuple[str, ...],
-    to_pictures: Callable[[Tensor], np.ndarray] = picture_maker(None, "cpu"),
+    to_pictures: Callable[[Tensor], np.ndarray],
 ) -> Image.Image:
     """Samples of the first classes in 1, 2 and 4 network calls (Euler steps 4 and 32 for flow matching); the noise is
     the same in every picture. `to_pictures` makes uint8 [N, H, W, C] of what the network draws."""

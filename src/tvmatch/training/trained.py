@@ -91,11 +91,7 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
             raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
         path = checkpoints[-1]
     header = read_header(path)
-    decays = averages_in(path)
-    if ema is None:
-        ema = decays[-1]
-    if ema not in decays:
-        raise ValueError(f"{path} keeps averages of decay {', '.join(map(str, decays))}, not {ema}.")
+    ema = choose_average(path, averages_in(path), ema)
     flow = FlowMap(build_network(network_from_header(header.get("network"), str(path))), scaled=header["scaled"])
     tensors = read_checkpoint(path, ema_prefix(ema))
     ours = {name: value.shape for name, value in flow.state_dict().items()}
@@ -130,3 +126,10 @@ def averages_in(path: Path) -> list[float]:
     if not decays:
         raise CheckpointError(f"{path} holds no averaged weights; it was not written by tvmatch.")
     return decays
+
+
+def choose_average(path: Path, decays: list[float], ema: float | None) -> float:
+    """The decay asked for, or the slowest; `ValueError` if the checkpoint has no such average."""
+    if ema is not None and ema not in decays:
+        raise ValueError(f"{path} keeps averages of decay {', '.join(map(str, decays))}, not {ema}.")
+    return decays[-1] if ema is None else ema

@@ -1,0 +1,69 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.cli.support import assert_one_line, tvmatch
+from tvmatch.training.checkpoint import list_checkpoints, read_checkpoint
+from tvmatch.training.trained import load_run
+
+
+def test_the_file_holds_the_averages_and_is_sampled_like_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "new folder" / "weights.safetensors"
+    answer = tvmatch(capsys, "export", run, "--out", file)
+    assert (answer.code, answer.out) == (0, f"{file}\n")
+    saved = read_checkpoint(list_checkpoints(run)[-1])
+    with safe_open(file, "pt") as opened:
+        assert json.loads(opened.metadata()["tvmatch"])["step"] == 16
+        names = set(opened.keys())
+    assert names == {name for name in saved if name.startswith("ema.")}
+    for name, value in load_run(file).flow.state_dict().items():
+        assert torch.equal(value, load_run(run).flow.state_dict()[name])
+    for source, out in ((run, "a.png"), (file, "b.png")):
+        assert tvmatch(capsys, "sample", source, "--count", 3, "--out", tmp_path / out).code == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert tvmatch(capsys, "sample", file, "--count", 3).out == f"{file.parent / 'drawn.png'}\n"
+
+
+def test_one_average(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "weights.safetensors"
+    assert tvmatch(capsys, "export", run, "--out", file, "--ema", 0.5).code == 0
+    assert load_run(file).ema == 0.5
+    assert_one_line(
+        tvmatch(capsys, "export", run, "--out", file, "--ema", 0.3), "keeps averages of decay 0.5, 0.9, not"
+    )
+    assert_one_line(tvmatch(capsys, "sample", file, "--ema", 0.9), "keeps averages of decay 0.5, not 0.9")
+
+
+def test_a_single_file_of_an_earlier_version_is_sampled(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Such a run has the same header and names in one file a checkpoint."""
+    old = tmp_path / "run" / "checkpoints" / "step_00000016.safetensors"
+    assert tvmatch(capsys, "export", run, "--out", old).code == 0
+    shutil.copy(run / "config.yaml", tmp_path / "run")
+    assert load_run(tmp_path / "run").step == 16
+    assert tvmatch(capsys, "evaluate", tmp_path / "run", "--nfe", 1, "--samples", 6).code == 0
+
+
+def test_what_cannot_be_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_one_line(tvmatch(capsys, "export", tmp_path), "holds no config.yaml, so it is not a run of tvmatch")
+    assert_one_line(
+        tvmatch(capsys, "export", run, "--out", tmp_path / "x.bin"), "give a name that ends in .safetensors"
+    )
+    out = tmp_path / "weights.safetensors"
+    out.write_text("before")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tvmatch.training.storage.save_file", full)
+    assert_one_line(tvmatch(capsys, "export", run, "--out", out), "No space left on device")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("weights.safetensors", "before")]
