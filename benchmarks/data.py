@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each rate")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each rate")
     parser.add_argument("--cases", nargs="*", default=["rates", "training"], choices=["rates", "training"])
     parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
     options = parser.parse_args()
@@ -104,8 +104,8 @@ def rate(kind: str, what: str, source: Source, batch: int, seconds: float, devic
 
 
 def waiting(name: str, source: Source, run: Path, device: torch.device, tiny: bool) -> dict:
-    """The share of a training run's time, from its 41st step on, that the loop spends waiting for a batch."""
-    steps, first = (12, 4) if tiny else (160, 40)
+    """The share of a training run's time, from its 31st step on, that the loop spends waiting for a batch."""
+    steps, first = (5, 2) if tiny else (110, 30)
     marks: dict[int, tuple[float, float]] = {}
 
     class Watched(Prefetcher):

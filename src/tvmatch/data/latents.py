@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from tvmatch.data.encoding import FORMAT
 from tvmatch.data.latent_shards import ShardTable
 from tvmatch.data.latent_space import LatentSpace
 from tvmatch.data.source import DataError, checked_indices
+
+CHUNK, THREADS = 32, 8  # samples that a thread makes at once
 
 
 class LatentsSource:
@@ -51,6 +55,11 @@ class LatentsSource:
             ) from error
         self._starts = np.cumsum([0, *counts])
         self.shape = self.latent_space.shape
+        self._mean, self._deviation = (
+            np.array(values, np.float32).reshape(-1, 1, 1)
+            for values in (self.latent_space.mean, self.latent_space.deviation)
+        )
+        self._threads = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="tvmatch-latents")
         if image_size not in (None, self.latent_space.image_size):
             raise DataError(
                 f"{self.folder} holds latents of pictures of {self.latent_space.image_size} pixels, and image_size "
@@ -74,6 +83,19 @@ class LatentsSource:
             raise DataError(
                 f"{self.folder}: mirrored pictures were not encoded (--no-flips); encode them, or train with --no-flip."
             )
+        x = np.empty((len(indices), *self.shape), np.float32)
+
+        def fill(here: slice) -> None:
+            x[here] = self._normalised(
+                indices[here], None if flips is None else flips[here], None if seeds is None else seeds[here]
+            )
+
+        # drawing the noise takes longest, and does so without Python's lock
+        list(self._threads.map(fill, [slice(start, start + CHUNK) for start in range(0, len(indices), CHUNK)]))
+        return x
+
+    def _normalised(self, indices: np.ndarray, flips: np.ndarray | None, seeds: np.ndarray | None) -> np.ndarray:
+        """The samples of a part of a batch."""
         stored = self._stored(indices)
         view = np.zeros(len(indices), np.int64) if flips is None else flips.astype(np.int64)
         chosen = stored[np.arange(len(indices)), view].astype(np.float32)
@@ -81,11 +103,9 @@ class LatentsSource:
         if self.has_deviation and seeds is not None:
             for latent, deviation, seed in zip(latents, chosen[:, 1], seeds, strict=True):
                 latent += deviation * _noise(seed, deviation.shape)
-        mean, deviation = (
-            np.array(values, np.float32).reshape(-1, 1, 1)
-            for values in (self.latent_space.mean, self.latent_space.deviation)
-        )
-        return (latents - mean) / deviation
+        latents -= self._mean
+        latents /= self._deviation
+        return latents
 
     def _stored(self, indices: np.ndarray) -> np.ndarray:
         """float16 [B, F, M, C, h, w] as they were written."""
@@ -104,7 +124,7 @@ class LatentsSource:
         return stored
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to end: idle threads go with the source."""
 
 
 def _noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
