@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import grid_positions
-from tvmatch.networks.layers import Attention, FeedForward, Modulation, add_gated, modulate, rms_norm
+from tvmatch.networks.layers import Attention, FeedForward, Modulation, add_gated, add_norm_modulate
 from tvmatch.networks.modulated import ModulatedNetwork
 
 
@@ -53,8 +53,10 @@ class Block(PairModule):
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        x = add_gated(x, gate_a, self.attention(modulate(rms_norm(x), shift_a, scale_a)))
-        return add_gated(x, gate_m, self.mlp(modulate(rms_norm(x), shift_m, scale_m)))
+        dtype = self.attention.qkv.compute_dtype
+        x, h = add_norm_modulate(x, shift_a, scale_a, dtype=dtype)
+        x, h = add_norm_modulate(x, shift_m, scale_m, gate_a, self.attention(h), dtype=dtype)
+        return add_gated(x, gate_m, self.mlp(h))
 
 
 class DiT(ModulatedNetwork):

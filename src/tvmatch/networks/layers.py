@@ -2,7 +2,8 @@
 
 Each accepts plain and dual tensors. `Linear`, `rms_norm`, `gelu` and the attention operator compute their tangents
 themselves, with less memory than PyTorch's forward-mode rules; everything else uses those rules. Under torch.func
-transforms the norm and GELU use PyTorch's rules too.
+transforms the norm and GELU use PyTorch's rules too. On a GPU, `add_norm_modulate` and `Attention` go to fused kernels;
+what they say here otherwise is the reference that the kernels are tested against.
 """
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from tvmatch.kernels import head_norm, modulated_norm
 from tvmatch.kernels.dual_attention import scaled_dot_product_attention
 from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
+EPS = 1e-6  # added to mean squares before their root is taken
 
-def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+
+def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension; unlike LayerNorm, Lipschitz away from zero."""
     primal, tangent = forward_ad.unpack_dual(x)
     if tangent is None or torch._C._are_functorch_transforms_active():
@@ -38,7 +42,7 @@ def gelu(x: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """`rms_norm` with a learned weight of shape [size], computed in float32 or better, returned in x's dtype."""
 
-    def __init__(self, size: int, eps: float = 1e-6) -> None:
+    def __init__(self, size: int, eps: float = EPS) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
@@ -87,13 +91,26 @@ class Attention(nn.Module):
         self.qkv = Linear(size, 3 * size)
         self.q_norm = RMSNorm(size // num_heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(size // num_heads) if qk_norm else nn.Identity()
+        self.qk_norm = qk_norm
         self.proj = Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, size = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x)
+        primal, tangent = forward_ad.unpack_dual(qkv)
+        if not self.qk_norm or not head_norm.applies(primal, self.num_heads):
+            return self.proj(self.attend(qkv))
+        norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps)
+        if tangent is not None:
+            return self.proj(forward_ad.make_dual(*head_norm.dual_attention_of_qkv(primal, tangent, *norm)))
+        o = scaled_dot_product_attention(*head_norm.normalised_heads(primal, *norm))
+        return self.proj(o.transpose(1, 2).flatten(2))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attention over the heads of a packed projection [B, N, 3 C] -> [B, N, C]."""
+        batch, tokens, size = qkv.shape
+        q, k, v = qkv.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         o = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.proj(o.transpose(1, 2).reshape(batch, tokens, size))
+        return o.transpose(1, 2).reshape(batch, tokens, size // 3)
 
 
 class FeedForward(nn.Module):
@@ -130,6 +147,31 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """x + gate * update, in x's dtype: the residual stream."""
     return torch.addcmul(x, gate, update.to(x.dtype))
+
+
+def add_norm_modulate(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    gate: Tensor | None = None,
+    update: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream y = x + gate update (without both: x), and rms(y) (1 + scale) + shift in `dtype` (x's).
+
+    x, update: [B, N, C]; shift, scale, gate: [B, 1, C]; plain or dual.
+    """
+    inputs = (x, shift, scale) if gate is None else (x, shift, scale, gate, update)
+    primals, tangents = zip(*(forward_ad.unpack_dual(part) for part in inputs), strict=True)
+    if not modulated_norm.applies(primals[0]):
+        y = x if gate is None else add_gated(x, gate, update)
+        h = modulate(rms_norm(y), shift, scale)
+        return y, h if dtype is None else h.to(dtype)
+    if all(tangent is None for tangent in tangents):
+        return modulated_norm.add_norm_modulate(primals, (), EPS, dtype or x.dtype)
+    tangents = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True))
+    y, h, ty, th = modulated_norm.add_norm_modulate(primals, tangents, EPS, dtype or x.dtype)
+    return forward_ad.make_dual(y, ty), forward_ad.make_dual(h, th)
 
 
 def init_spectral_(weight: Tensor, generator: torch.Generator | None = None) -> None:

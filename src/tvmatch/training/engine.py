@@ -77,7 +77,7 @@ def prepare_objective(objective: Objective, dtype: torch.dtype | None, compiled:
 
 
 def _keep_products() -> tuple:
-    """Selective recomputation: keep what matrix products and attention give, compute everything elementwise again."""
+    """Selective recomputation: keep what products, attention and fused norms give; compute GELU and the like again."""
     return create_selective_checkpoint_contexts(_policy)
 
 
@@ -98,5 +98,7 @@ def _products() -> frozenset:
             aten._scaled_dot_product_cudnn_attention.default,
             aten._scaled_dot_product_flash_attention_for_cpu.default,
             torch.ops.tvmatch.dual_attention.default,
+            torch.ops.tvmatch.head_norm.default,
+            torch.ops.tvmatch.modulated_norm.default,
         }
     )

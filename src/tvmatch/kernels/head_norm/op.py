@@ -1,0 +1,237 @@
+"""Attention's inputs from the packed projection, and its gradient back into it, without a copy between.
+
+Two Functions stand on two operators: `normalised_heads` for plain tensors, and `dual_attention_of_qkv`, which keeps
+only the packed projection and computes the normalised heads again in its backward (a twentieth of its time, and a
+third of what would have to be kept).
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+import tvmatch.kernels.dual_attention  # noqa: F401  (defines the attention operators)
+from tvmatch.kernels.elementwise import launches_triton, refuse_double_backward
+
+_library = torch.library.Library("tvmatch", "FRAGMENT")
+_library.define(
+    "head_norm(Tensor qkv, Tensor? tqkv, Tensor q_weight, Tensor k_weight, int heads, float eps, bool values) "
+    "-> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "qkv_attention_backward(Tensor qkv, Tensor tqkv, Tensor q_weight, Tensor k_weight, Tensor[] results, Tensor do, "
+    "Tensor dto, int heads, float eps) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "head_norm_backward(Tensor qkv, Tensor? tqkv, Tensor q_weight, Tensor k_weight, Tensor[] gradients, int heads, "
+    "float eps) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+TILE_ELEMENTS, BACKWARD_TILES = 2048, 4  # measured on an H200 (benchmarks/fused_layers.py)
+MAX_SIZE = 512
+WARPS, STAGES = 4, 2
+
+
+def applies(qkv: Tensor, heads: int) -> bool:
+    """Whether the fused kernels take this packed projection [B, N, 3 heads D]."""
+    return launches_triton(qkv) and qkv.dim() == 3 and qkv.shape[-1] // (3 * heads) <= MAX_SIZE
+
+
+def normalised_heads(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed projection [B, N, 3 heads D] -> q, k, v [B, heads, N, D], q and k RMS-normalised with weights [D]."""
+    return _NormalisedHeads.apply(qkv, q_weight, k_weight, heads, eps)
+
+
+def dual_attention_of_qkv(
+    qkv: Tensor, tqkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over the normalised heads and its tangent, [B, N, heads D] each, from projections [B, N, 3 heads D]."""
+    return _DualAttentionOfQkv.apply(qkv, tqkv, q_weight, k_weight, heads, eps)
+
+
+class _NormalisedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(qkv, q_weight, k_weight)
+        ctx.heads, ctx.eps = heads, eps
+        parts = torch.ops.tvmatch.head_norm(qkv, None, q_weight, k_weight, heads, eps, True)
+        return tuple(part.transpose(1, 2) for part in parts)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, q_weight, k_weight = ctx.saved_tensors
+        gqkv, sums = torch.ops.tvmatch.head_norm_backward(
+            qkv, None, q_weight, k_weight, list(gradients), ctx.heads, ctx.eps
+        )
+        return gqkv, *sums.sum(dim=0).unbind(), None, None
+
+
+class _DualAttentionOfQkv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, qkv: Tensor, tqkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        q, k, tq, tk = _normalised(qkv, tqkv, q_weight, k_weight, heads, eps)
+        o, to, *statistics = torch.ops.tvmatch.dual_attention(
+            q, k, _values(qkv, heads), tq, tk, _values(tqkv, heads), None, q.shape[-1] ** -0.5, False, "auto"
+        )
+        ctx.save_for_backward(qkv, tqkv, q_weight, k_weight, o, to, *statistics)
+        ctx.heads, ctx.eps = heads, eps
+        return _merge(o), _merge(to)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, do: Tensor, dto: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, tqkv, q_weight, k_weight, *results = ctx.saved_tensors
+        gqkv, gtqkv, sums = torch.ops.tvmatch.qkv_attention_backward(
+            qkv, tqkv, q_weight, k_weight, results, do, dto, ctx.heads, ctx.eps
+        )
+        return gqkv, gtqkv, *sums.sum(dim=0).unbind(), None, None
+
+
+def _normalised(qkv: Tensor, tqkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float) -> list[Tensor]:
+    parts = torch.ops.tvmatch.head_norm(qkv, tqkv, q_weight, k_weight, heads, eps, False)
+    return [part.transpose(1, 2) for part in parts]
+
+
+def _values(qkv: Tensor, heads: int) -> Tensor:
+    """v [B, heads, N, D] as a view of the packed projection."""
+    return qkv.view(*qkv.shape[:2], 3, heads, -1)[:, :, 2].transpose(1, 2)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _merge(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def _forward(
+    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float, values: bool
+) -> list[Tensor]:
+    from .triton import forward_kernel
+
+    outputs = _forward_fake(qkv, tqkv, q_weight, k_weight, heads, eps, values)
+    pair = tqkv is not None
+    kinds = 3 if values else 2
+    primal, tangent = outputs[:kinds], outputs[kinds:] or outputs[:kinds]
+    qkv = qkv.contiguous()
+    size = qkv.shape[-1] // (3 * heads)
+    block, rows_of_tile, rows = _tile(qkv, heads, size)
+    with torch.cuda.device_of(qkv):
+        forward_kernel[(-(-rows // rows_of_tile),)](
+            qkv, tqkv.contiguous() if pair else qkv, q_weight, k_weight,
+            primal[0], primal[1], primal[-1], tangent[0], tangent[1], tangent[-1], rows, eps,
+            HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, VALUES=values, PAIR=pair, num_warps=WARPS,
+        )  # fmt: skip
+    return outputs
+
+
+def _forward_fake(
+    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float, values: bool
+) -> list[Tensor]:
+    batch, tokens, width = qkv.shape
+    count = (3 if values else 2) * (1 if tqkv is None else 2)
+    return [qkv.new_empty((batch, tokens, heads, width // (3 * heads))) for _ in range(count)]
+
+
+def _backward(
+    qkv: Tensor,
+    tqkv: Tensor | None,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    gradients: list[Tensor],
+    heads: int,
+    eps: float,
+) -> list[Tensor]:
+    from .triton import backward_kernel
+
+    outputs = _backward_fake(qkv, tqkv, q_weight, k_weight, gradients, heads, eps)
+    pair = tqkv is not None
+    qkv = qkv.contiguous()
+    size = qkv.shape[-1] // (3 * heads)
+    block, rows_of_tile, rows = _tile(qkv, heads, size)
+    gradients = [g if g.stride(-1) == 1 else g.contiguous() for g in gradients]
+    six = gradients if pair else gradients * 2
+    with torch.cuda.device_of(qkv):
+        backward_kernel[(outputs[-1].shape[0],)](
+            qkv, tqkv.contiguous() if pair else qkv, q_weight, k_weight, *six,
+            outputs[0], outputs[1] if pair else outputs[0], outputs[-1],
+            *(g.stride(axis) for g in six for axis in (0, 1, 2)), rows, qkv.shape[1], eps,
+            HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, TILES=BACKWARD_TILES, STAGES=STAGES,
+            PAIR=pair, num_warps=WARPS,
+        )  # fmt: skip
+    return outputs
+
+
+def _backward_fake(
+    qkv: Tensor,
+    tqkv: Tensor | None,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    gradients: list[Tensor],
+    heads: int,
+    eps: float,
+) -> list[Tensor]:
+    size = qkv.shape[-1] // (3 * heads)
+    _, rows_of_tile, rows = _tile(qkv, heads, size)
+    streams = [torch.empty_like(qkv, memory_format=torch.contiguous_format) for _ in range(1 if tqkv is None else 2)]
+    programs = -(-rows // (rows_of_tile * BACKWARD_TILES))
+    return [*streams, q_weight.new_empty((programs, 2, size), dtype=torch.float32)]
+
+
+def _attention_backward(
+    qkv: Tensor,
+    tqkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    results: list[Tensor],
+    do: Tensor,
+    dto: Tensor,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised heads again, the gradient of attention, and that of the norm. One operator: a compiler that saw
+    the first step would keep its results from the forward instead."""
+    q, k, tq, tk = _normalised(qkv, tqkv, q_weight, k_weight, heads, eps)
+    gradients = torch.ops.tvmatch.dual_attention_backward(
+        q, k, _values(qkv, heads), tq, tk, _values(tqkv, heads), None, *results,
+        _split(do, heads), _split(dto, heads), q.shape[-1] ** -0.5, False, "auto",
+    )  # fmt: skip
+    return tuple(torch.ops.tvmatch.head_norm_backward(qkv, tqkv, q_weight, k_weight, gradients, heads, eps))
+
+
+def _attention_backward_fake(
+    qkv: Tensor,
+    tqkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    results: list[Tensor],
+    do: Tensor,
+    dto: Tensor,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(_backward_fake(qkv, tqkv, q_weight, k_weight, [], heads, eps))
+
+
+def _tile(qkv: Tensor, heads: int, size: int) -> tuple[int, int, int]:
+    """Padded width of a head, rows of a tile, and the number of rows."""
+    block = 1 << (size - 1).bit_length()
+    return block, max(1, TILE_ELEMENTS // block), qkv.shape[0] * qkv.shape[1] * heads
+
+
+for _name, _real, _fake in (
+    ("head_norm", _forward, _forward_fake),
+    ("head_norm_backward", _backward, _backward_fake),
+    ("qkv_attention_backward", _attention_backward, _attention_backward_fake),
+):
+    _library.impl(_name, _real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tvmatch::{_name}", _fake, lib=_library)
+refuse_double_backward(_library, ("head_norm", "head_norm_backward", "qkv_attention_backward"))

@@ -1,0 +1,308 @@
+"""Triton kernels of the gated residual, RMS norm and modulation: each tensor is read once and written once.
+
+A program works on rows of one sample, so that the modulation of the sample is read once. A row is taken as two parts
+whose widths are powers of two (1152 = 1024 + 128), for padding 1152 to 2048 would waste half the work. The backward
+adds up the gradients of the modulation over its rows in registers, in a fixed order, and writes one partial sum. All
+sums over a row go through one reduction, and the next rows are loaded under the present ones.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _row(pointer, mask):
+    """Numbers as float32, zero outside the mask."""
+    return tl.load(pointer, mask, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _add2(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
+def _add5(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4
+
+
+@triton.jit
+def _forward_sum(x, tx, update, tupdate, gate, tgate, y, ty, mask, ADD, PAIR):
+    """y = x + gate update of one part, written; with its tangent, sum(y^2) and sum(y ty)."""
+    value = _row(x, mask)
+    tangent = value
+    if PAIR:
+        tangent = _row(tx, mask)
+    if ADD:
+        step = _row(update, mask)
+        value += gate * step
+        tl.store(y, value.to(y.dtype.element_ty), mask)
+        if PAIR:
+            tangent += gate * _row(tupdate, mask) + tgate * step
+            tl.store(ty, tangent.to(ty.dtype.element_ty), mask)
+    if PAIR:
+        square, dot = tl.reduce((value * value, value * tangent), 1, _add2)
+    else:
+        square = tl.sum(value * value, 1)
+        dot = square
+    return value, tangent, square, dot
+
+
+@triton.jit
+def _forward_norm(value, tangent, r, m, shift, tshift, factor, tfactor, h, th, mask, PAIR):
+    """h = u (1 + scale) + shift of one part, u = r y, and its tangent, written."""
+    unit = value * r
+    tl.store(h, (unit * factor + shift).to(h.dtype.element_ty), mask)
+    if PAIR:
+        slope = r * (tangent - m * unit) * factor + unit * tfactor + tshift
+        tl.store(th, slope.to(th.dtype.element_ty), mask)
+
+
+@triton.jit
+def _modulation(gate, tgate, scale, tscale, inside, ADD, PAIR):
+    """1 + scale, tscale, gate and tgate of one part; what is not wanted is not read."""
+    factor = 1.0 + _row(scale, inside)
+    tfactor = factor
+    gate_row = factor
+    tgate_row = factor
+    if PAIR:
+        tfactor = _row(tscale, inside)
+    if ADD:
+        gate_row = _row(gate, inside)
+        if PAIR:
+            tgate_row = _row(tgate, inside)
+    return factor, tfactor, gate_row, tgate_row
+
+
+@triton.jit
+def forward_kernel(
+    x, tx, update, tupdate, gate, tgate, shift, tshift, scale, tscale, y, ty, h, th,
+    gate_stride, tgate_stride, shift_stride, tshift_stride, scale_stride, tscale_stride,
+    tokens, eps,
+    SIZE: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+    STAGES: tl.constexpr, ADD: tl.constexpr, PAIR: tl.constexpr,
+):  # fmt: skip
+    """y = x + gate update, h = rms(y) (1 + scale) + shift, and their tangents; [B, tokens, SIZE]."""
+    sample = tl.program_id(0).to(tl.int64)
+    gate += sample * gate_stride
+    tgate += sample * tgate_stride
+    shift += sample * shift_stride
+    tshift += sample * tshift_stride
+    scale += sample * scale_stride
+    tscale += sample * tscale_stride
+    a = tl.arange(0, HEAD)[None, :]
+    inside = a < SIZE
+    factor, tfactor, gate_row, tgate_row = _modulation(gate + a, tgate + a, scale + a, tscale + a, inside, ADD, PAIR)
+    shift_row = _row(shift + a, inside)
+    tshift_row = shift_row
+    if PAIR:
+        tshift_row = _row(tshift + a, inside)
+    if TAIL > 0:
+        b = HEAD + tl.arange(0, TAIL)[None, :]
+        inside2 = b < SIZE
+        factor2, tfactor2, gate_row2, tgate_row2 = _modulation(
+            gate + b, tgate + b, scale + b, tscale + b, inside2, ADD, PAIR
+        )
+        shift_row2 = _row(shift + b, inside2)
+        tshift_row2 = shift_row2
+        if PAIR:
+            tshift_row2 = _row(tshift + b, inside2)
+    for tile in tl.range(TILES, num_stages=STAGES):
+        token = (tl.program_id(1) * TILES + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        row = (sample * tokens + token) * SIZE
+        at = row + a
+        mask = inside & (token < tokens)
+        value, tangent, square, dot = _forward_sum(
+            x + at, tx + at, update + at, tupdate + at, gate_row, tgate_row, y + at, ty + at, mask, ADD, PAIR
+        )
+        if TAIL > 0:
+            bt = row + b
+            mask2 = inside2 & (token < tokens)
+            value2, tangent2, square2, dot2 = _forward_sum(
+                x + bt, tx + bt, update + bt, tupdate + bt, gate_row2, tgate_row2, y + bt, ty + bt, mask2, ADD, PAIR
+            )
+            square += square2
+            dot += dot2
+        r = tl.rsqrt(square / SIZE + eps)
+        m = (r * dot / SIZE)[:, None]
+        r = r[:, None]
+        _forward_norm(
+            value, tangent, r, m, shift_row, tshift_row, factor, tfactor, h + at, th + at, mask, PAIR
+        )  # fmt: skip
+        if TAIL > 0:
+            _forward_norm(
+                value2, tangent2, r, m, shift_row2, tshift_row2, factor2, tfactor2, h + bt, th + bt, mask2, PAIR
+            )
+
+
+@triton.jit
+def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfactor, ADD, PAIR):
+    """One part of the rows, with the five sums that the gradient of the norm needs (see `backward_kernel`)."""
+    value = _row(y, mask)
+    g_h = _row(gh, mask)
+    g_y = _row(gy, mask)
+    tangent = value
+    g_th = g_h
+    g_ty = g_y
+    step = value
+    tstep = value
+    if PAIR:
+        tangent = _row(ty, mask)
+        g_th = _row(gth, mask)
+        g_ty = _row(gty, mask)
+    if ADD:
+        step = _row(update, mask)
+        if PAIR:
+            tstep = _row(tupdate, mask)
+    g_unit = g_h * factor
+    if PAIR:
+        g_unit += g_th * tfactor
+        g_tunit = g_th * factor
+        square, m, q, p, dot = tl.reduce(
+            (value * value, value * tangent, g_tunit * value, g_tunit * tangent, g_unit * value), 1, _add5
+        )
+    else:
+        square, dot = tl.reduce((value * value, g_unit * value), 1, _add2)
+        m = square
+        q = square
+        p = square
+    return value, tangent, g_h, g_th, g_y, g_ty, step, tstep, square, m, q, p, dot
+
+
+@triton.jit
+def _backward_write(
+    value, tangent, g_h, g_th, g_y, g_ty, step, tstep, r, m, q, along,
+    sum_shift, sum_tshift, sum_scale, sum_tscale, sum_gate, sum_tgate,
+    factor, tfactor, gate_row, tgate_row, gx, gtx, gupdate, gtupdate, mask, ADD, PAIR,
+):  # fmt: skip
+    """Gradients of one part, written, and the running sums for the modulation."""
+    unit = value * r
+    g_unit = g_h * factor
+    sum_shift += g_h
+    sum_scale += g_h * unit
+    if PAIR:
+        g_tunit = g_th * factor
+        g_unit += g_th * tfactor - r * (m * g_tunit + q * tangent)
+        sum_tshift += g_th
+        sum_tscale += g_th * unit
+        sum_scale += g_th * (r * (tangent - m * unit))
+        g_ty += r * (g_tunit - q * unit)
+        tl.store(gtx, g_ty.to(gtx.dtype.element_ty), mask)
+    g_y += r * (g_unit - along * unit)
+    tl.store(gx, g_y.to(gx.dtype.element_ty), mask)
+    if ADD:
+        sum_gate += g_y * step
+        g_update = g_y * gate_row
+        if PAIR:
+            sum_gate += g_ty * tstep
+            sum_tgate += g_ty * step
+            g_update += g_ty * tgate_row
+            tl.store(gtupdate, (g_ty * gate_row).to(gtupdate.dtype.element_ty), mask)
+        tl.store(gupdate, g_update.to(gupdate.dtype.element_ty), mask)
+    return sum_shift, sum_tshift, sum_scale, sum_tscale, sum_gate, sum_tgate
+
+
+@triton.jit
+def _store_sums(line, inside, SIZE, sum_shift, sum_tshift, sum_scale, sum_tscale, sum_gate, sum_tgate, ADD, PAIR):
+    """Sums over the rows of a program: shift, scale, gate, and then those of the tangents."""
+    tl.store(line, tl.sum(sum_shift, 0)[None, :], inside)
+    tl.store(line + SIZE, tl.sum(sum_scale, 0)[None, :], inside)
+    if ADD:
+        tl.store(line + 2 * SIZE, tl.sum(sum_gate, 0)[None, :], inside)
+    if PAIR:
+        line += (3 if ADD else 2) * SIZE
+        tl.store(line, tl.sum(sum_tshift, 0)[None, :], inside)
+        tl.store(line + SIZE, tl.sum(sum_tscale, 0)[None, :], inside)
+        if ADD:
+            tl.store(line + 2 * SIZE, tl.sum(sum_tgate, 0)[None, :], inside)
+
+
+@triton.jit
+def backward_kernel(
+    y, ty, update, tupdate, gate, tgate, scale, tscale, gy, gty, gh, gth,
+    gx, gtx, gupdate, gtupdate, sums,
+    gate_stride, tgate_stride, scale_stride, tscale_stride,
+    tokens, eps,
+    SIZE: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+    STAGES: tl.constexpr, ADD: tl.constexpr, PAIR: tl.constexpr,
+):  # fmt: skip
+    """Gradients of `forward_kernel`; gy, gty are those that reach the residual stream behind it.
+
+    With u = r y = rms(y), m = mean(u ty), q = mean(g_tu u), p = mean(g_tu ty):
+        g_ty += r (g_tu - q u),   g_y += r (g_u - r m g_tu - r q ty - (mean(g_u u) + r p - 3 r m q) u).
+    `sums` [B, chunks, kinds, SIZE] gets what the program adds up for shift, scale (and gate), then for their tangents.
+    """
+    sample = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    gate += sample * gate_stride
+    tgate += sample * tgate_stride
+    scale += sample * scale_stride
+    tscale += sample * tscale_stride
+    a = tl.arange(0, HEAD)[None, :]
+    inside = a < SIZE
+    factor, tfactor, gate_row, tgate_row = _modulation(gate + a, tgate + a, scale + a, tscale + a, inside, ADD, PAIR)
+    a1 = tl.zeros([ROWS, HEAD], tl.float32)
+    a2 = a1
+    a3 = a1
+    a4 = a1
+    a5 = a1
+    a6 = a1
+    if TAIL > 0:
+        b = HEAD + tl.arange(0, TAIL)[None, :]
+        inside2 = b < SIZE
+        factor2, tfactor2, gate_row2, tgate_row2 = _modulation(
+            gate + b, tgate + b, scale + b, tscale + b, inside2, ADD, PAIR
+        )
+        b1 = tl.zeros([ROWS, TAIL], tl.float32)
+        b2 = b1
+        b3 = b1
+        b4 = b1
+        b5 = b1
+        b6 = b1
+    for tile in tl.range(TILES, num_stages=STAGES):
+        token = (chunk * TILES + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        row = (sample * tokens + token) * SIZE
+        at = row + a
+        mask = inside & (token < tokens)
+        value, tangent, g_h, g_th, g_y, g_ty, step, tstep, square, m, q, p, dot = _backward_read(
+            y + at, ty + at, gh + at, gth + at, gy + at, gty + at, update + at, tupdate + at,
+            mask, factor, tfactor, ADD, PAIR,
+        )  # fmt: skip
+        if TAIL > 0:
+            bt = row + b
+            mask2 = inside2 & (token < tokens)
+            value2, tangent2, g_h2, g_th2, g_y2, g_ty2, step2, tstep2, square2, m2, q2, p2, dot2 = _backward_read(
+                y + bt, ty + bt, gh + bt, gth + bt, gy + bt, gty + bt, update + bt, tupdate + bt,
+                mask2, factor2, tfactor2, ADD, PAIR,
+            )  # fmt: skip
+            square += square2
+            m += m2
+            q += q2
+            p += p2
+            dot += dot2
+        r = tl.rsqrt(square / SIZE + eps)
+        m = r * m / SIZE
+        q = r * q / SIZE
+        along = r * dot / SIZE
+        if PAIR:
+            along += r * (p / SIZE - 3.0 * m * q)
+        m = m[:, None]
+        q = q[:, None]
+        r = r[:, None]
+        along = along[:, None]
+        a1, a2, a3, a4, a5, a6 = _backward_write(
+            value, tangent, g_h, g_th, g_y, g_ty, step, tstep, r, m, q, along, a1, a2, a3, a4, a5, a6,
+            factor, tfactor, gate_row, tgate_row,
+            gx + at, gtx + at, gupdate + at, gtupdate + at, mask, ADD, PAIR,
+        )  # fmt: skip
+        if TAIL > 0:
+            b1, b2, b3, b4, b5, b6 = _backward_write(
+                value2, tangent2, g_h2, g_th2, g_y2, g_ty2, step2, tstep2, r, m, q, along, b1, b2, b3, b4, b5, b6,
+                factor2, tfactor2, gate_row2, tgate_row2,
+                gx + bt, gtx + bt, gupdate + bt, gtupdate + bt, mask2, ADD, PAIR,
+            )  # fmt: skip
+    kinds: tl.constexpr = (3 if ADD else 2) * (2 if PAIR else 1)
+    line = sums + (sample * tl.num_programs(1) + chunk) * kinds * SIZE
+    _store_sums(line + a, inside, SIZE, a1, a2, a3, a4, a5, a6, ADD, PAIR)
+    if TAIL > 0:
+        _store_sums(line + b, inside2, SIZE, b1, b2, b3, b4, b5, b6, ADD, PAIR)
