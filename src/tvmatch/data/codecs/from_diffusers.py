@@ -53,11 +53,9 @@ class DiffusersCodec:
 
 def class_of(spec: str, name: str, subfolder: str | None) -> ClassName:
     """Which of the classes a hub name or a folder holds, read from its config.json."""
-    _diffusers()
-    from diffusers import ConfigMixin
-
+    diffusers = _diffusers()
     try:
-        config = ConfigMixin.load_config(name, subfolder=subfolder)
+        config = diffusers.AutoencoderKL.load_config(name, subfolder=subfolder)  # of whatever class it is
     except Exception as error:
         where = "holds no config.json" if Path(name).is_dir() else "is no folder, and the hub did not give it"
         raise CodecError(
