@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from tvmatch.files import sync_folder
 from tvmatch.training.checkpoint import (
@@ -37,12 +37,8 @@ class Saver:
 
     def __init__(self, run: Path, keep: int, ranks: Ranks) -> None:
         self.run, self.keep, self.ranks = run, keep, ranks
-        gpu = ranks.device.type == "cuda"
-        self.stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu
-            )
-        )
+        self.stager = BlockingAsyncStager()
+        self.staged: frozenset[str] = frozenset()
         self.writing: Future | None = None
         self.path, self.size = run, 0  # of the save in hand
 
@@ -64,7 +60,7 @@ class Saver:
             dict(tensors),
             storage_writer=writer,
             process_group=self.ranks.saving,
-            async_stager=self.stager,
+            async_stager=self._stager_for(frozenset(tensors)),
             no_dist=self.ranks.saving is None,
         )
         return path
@@ -91,7 +87,14 @@ class Saver:
         """Let a save in hand end, well or badly: its thread would write on in a run that others may take up."""
         if self.writing is not None:
             self.writing.exception()
-        self.stager.close()
+
+    def _stager_for(self, names: frozenset[str]) -> BlockingAsyncStager:
+        """What copies tensors to main memory: for a GPU into pinned memory that is kept from save to save, as long as
+        the tensors are the same (a run saved before its first step has no state of the optimiser)."""
+        if names != self.staged:
+            self.stager = BlockingAsyncStager(cache_staged_state_dict=self.ranks.device.type == "cuda")
+            self.staged = names
+        return self.stager
 
     def _make_room(self, path: Path) -> bool:
         """Whether the checkpoint is there already, as when a run is continued and stopped at once."""
