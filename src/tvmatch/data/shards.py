@@ -158,7 +158,7 @@ def _members(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 name = f"{shard.name}/{member.name}"
-                folder, _, base = member.name.rpartition("/")
+                folder, slash, base = member.name.rpartition("/")
                 stem, dot, extension = base.partition(".")
                 if member.isdir() or base.startswith("."):
                     continue
@@ -172,7 +172,7 @@ def _members(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
                     label = b""
                     if extension == "cls":
                         label = archive.extractfile(member).read(MEMBERS_OF_LABEL)
-                    yield f"{folder}/{stem}", extension.lower(), member, label
+                    yield f"{folder}{slash}{stem}", extension.lower(), member, label
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         skipped.append((shard.name, f"no tar file, or damaged ({' '.join(str(error).split())[:100]})"))
 

@@ -1,0 +1,110 @@
+import io
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.support import crops
+from tvmatch.data import DataError, open_source
+
+
+@pytest.fixture(autouse=True)
+def _no_internet_and_a_cache_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    for name in ("HF_DATASETS_CACHE", "HF_CACHE_HOME"):
+        monkeypatch.setattr(f"datasets.config.{name}", tmp_path / "cache", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    """A folder whose path does not say `test`: the library would take that for the name of a split."""
+    return tmp_path_factory.mktemp("pictures")
+
+
+def table(count: int = 6, **columns) -> datasets.Dataset:
+    images, labels = crops(count, 16)
+    values = {"picture": [Image.fromarray(image) for image in images], "kind": labels.tolist(), **columns}
+    features = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["temple", "dahlia"])}
+    features |= {name: datasets.Value("int64") for name in columns}
+    return datasets.Dataset.from_dict(values, features=datasets.Features(features))
+
+
+def check(source) -> None:
+    images, labels = crops(6, 16)
+    assert source.labels.tolist() == labels.tolist()
+    assert source.class_names == ("temple", "dahlia")
+    np.testing.assert_array_equal(source.batch(np.array([4, 1])), images[[4, 1]])
+
+
+def test_a_parquet_file_and_a_folder_of_them(tmp_path):
+    table().to_parquet(tmp_path / "one.parquet")
+    check(open_source(str(tmp_path / "one.parquet"), 16))
+    folder = tmp_path / "folder"
+    (folder / "data").mkdir(parents=True)
+    table().select(range(3)).to_parquet(folder / "data" / "train-00000.parquet")
+    table().select(range(3, 6)).to_parquet(folder / "data" / "train-00001.parquet")
+    check(open_source(str(folder), 16))
+
+
+def test_arrow_files_as_the_library_saves_them(tmp_path):
+    table().save_to_disk(tmp_path / "saved")
+    check(open_source(str(tmp_path / "saved"), 16))
+
+
+def test_a_data_set_by_its_name(folder):
+    table().to_parquet(folder / "train.parquet")
+    check(open_source(f"hf:{folder}", 16))
+    check(open_source(f"hf:{folder}?split=train&image=picture&label=kind", 16))
+    with pytest.raises(DataError, match=r"split 'valid', cannot be loaded"):
+        open_source(f"hf:{folder}?split=valid", 16)
+    with pytest.raises(DataError, match=r"hf:.*write hf:NAME\?split=train"):
+        open_source(f"hf:{folder}?spilt=train", 16)
+    with pytest.raises(DataError, match=r"hf:nobody/nothing, split 'train', cannot be loaded"):
+        open_source("hf:nobody/nothing", 16)
+
+
+def test_columns_are_found_or_asked_for(folder):
+    table(other=[0] * 6).to_parquet(folder / "train.parquet")
+    check(open_source(str(folder / "train.parquet"), 16))
+    with pytest.raises(DataError, match=r"there is no column 'nothing', only picture, kind, other"):
+        open_source(f"hf:{folder}?image=nothing", 16)
+    assert open_source(f"hf:{folder}?label=other", 16).num_classes == 1
+    twice = datasets.concatenate_datasets(
+        [table(), table().select_columns("picture").rename_column("picture", "b")], axis=1
+    )
+    (folder / "train.parquet").unlink()
+    twice.to_parquet(folder / "train-2.parquet")
+    with pytest.raises(DataError, match=r"several columns hold pictures, picture, b; choose one with \?image=COLUMN"):
+        open_source(f"hf:{folder}", 16)
+    assert len(open_source(f"hf:{folder}?image=b", 16)) == 6
+
+
+def test_a_table_without_pictures_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "text.parquet")
+    with pytest.raises(DataError, match="no column holds pictures; there are text"):
+        open_source(str(tmp_path / "text.parquet"), 16)
+
+
+def test_paths_in_a_table_are_not_followed(tmp_path):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "secret.png")
+    good = io.BytesIO()
+    Image.new("RGB", (16, 16), "blue").save(good, "PNG")
+    rows = [{"bytes": None, "path": str(tmp_path / "secret.png")}, {"bytes": good.getvalue(), "path": None}]
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "rows.parquet")
+    source = open_source(str(tmp_path / "rows.parquet"), 16)
+    assert source.batch(np.array([0, 1]))[:, 0, 0].tolist() == [[0, 0, 255]] * 2  # the other stands in
+    assert "not followed" in dict(source.skipped)["row 0"]
+
+
+def test_a_damaged_table_is_refused(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"bad\.parquet: not readable as parquet"):
+        open_source(str(tmp_path / "bad.parquet"), 16)
+    (tmp_path / "bad.arrow").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"bad\.arrow: not readable as arrow"):
+        open_source(str(tmp_path / "bad.arrow"), 16)

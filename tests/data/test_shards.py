@@ -1,0 +1,146 @@
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from tests.data.support import crops
+from tvmatch.data import DataError, open_source
+from tvmatch.data.shards import shard_records
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shards(folder: Path, count: int = 6, labels: bool = True) -> Path:
+    """Shards as the webdataset library writes them, four samples each."""
+    folder.mkdir()
+    images, numbers = crops(count, 16)
+    with webdataset.ShardWriter(str(folder / "train-%03d.tar"), maxcount=4, verbose=0) as writer:
+        for index in range(count):
+            sample = {"__key__": f"{index:04d}", "png": png(images[index]), "json": b"{}"}
+            writer.write(sample | ({"cls": int(numbers[index])} if labels else {}))
+    return folder
+
+
+def write_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_pictures_and_labels_are_found(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    source = open_source(str(folder), 16)
+    images, labels = crops(6, 16)
+    assert source.labels.tolist() == labels.tolist()
+    assert source.class_names == ("0", "1")
+    np.testing.assert_array_equal(source.batch(np.array([5, 0, 3])), images[[5, 0, 3]])
+    assert source.skipped == ()
+
+
+def test_a_pattern_and_one_file_name_shards(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    assert len(open_source(str(folder / "train-{000..001}.tar"), 8)) == 6
+    assert len(open_source(str(folder / "train-001.tar"), 8)) == 2
+    with pytest.raises(DataError, match=r"there is no .*train-002\.tar \(2 of 4 are missing\)"):
+        shard_records(folder / "train-{000..003}.tar")
+    for pattern in ("{3..1}", "{0..99999999999}"):
+        with pytest.raises(DataError, match=r"shards; 1 to 100000 can be read"):
+            shard_records(folder / f"train-{pattern}.tar")
+
+
+def test_shards_without_labels_have_no_classes(tmp_path):
+    source = open_source(str(write_shards(tmp_path / "shards", labels=False)), 8)
+    assert source.num_classes == 0
+    assert (source.labels == -1).all()
+
+
+def test_names_of_classes_lie_beside_the_shards(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    (folder / "class_names.txt").write_text("temple\ndahlia\nunused\n")
+    assert shard_records(folder).class_names == ("temple", "dahlia", "unused")
+    (folder / "class_names.txt").write_text("temple\n")
+    with pytest.raises(DataError, match="must hold 2 different names or more"):
+        shard_records(folder)
+
+
+def test_labels_for_some_samples_only_are_refused(tmp_path):
+    picture = png(crops(1, 16)[0][0])
+    write_tar(tmp_path / "a.tar", {"0.png": picture, "0.cls": b"1", "1.png": picture})
+    with pytest.raises(DataError, match=r"1 of 2 samples have no \.cls label, 'a\.tar/1\.png'"):
+        shard_records(tmp_path)
+
+
+def test_what_a_sample_may_not_be_is_left_out_and_named(tmp_path):
+    picture = png(crops(1, 16)[0][0])
+    link = tarfile.TarInfo("link.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    members = {
+        "good.png": picture,
+        "good.cls": b"0\n",
+        "two.jpg": picture,
+        "two.png": picture,
+        "two.cls": b"0",
+        "word.png": picture,
+        "word.cls": b"cat",
+        "huge.png": picture,
+        "huge.cls": b"9" * 30,
+        "link.png": link,
+        "../../up.png": picture,
+        "../../up.cls": b"0",
+    }
+    write_tar(tmp_path / "a.tar", members)
+    before = sorted(tmp_path.parent.rglob("*"))
+    records = shard_records(tmp_path)
+    assert [records.name(n) for n in range(len(records))] == ["a.tar/good.png", "a.tar/../../up.png"]
+    assert {name: reason.split(":")[0] for name, reason in records.skipped} == {
+        "a.tar/two": "2 pictures in one sample",
+        "a.tar/word.cls": "no class number from 0",
+        "a.tar/huge.cls": "no class number from 0",
+        "a.tar/link.png": "no plain file",
+    }
+    assert records.read(1) == picture  # a name is a name: nothing is written anywhere
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("cut", [10, 700, 1300])
+def test_a_shard_that_is_cut_short_gives_what_lies_before(tmp_path, cut):
+    folder = write_shards(tmp_path / "shards", labels=False)
+    whole = (folder / "train-001.tar").read_bytes()
+    (folder / "train-001.tar").write_bytes(whole[:cut])
+    records = shard_records(folder)
+    assert len(records) == 4  # of the other shard; the cut goes through the first picture of this one
+    assert any(name.startswith("train-001.tar") for name, _ in records.skipped)
+
+
+def test_a_folder_without_any_sample_is_an_error(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match=r"hold no picture; left out were 1 file: 'a\.tar' \(no tar file, or damaged"):
+        open_source(str(tmp_path), 8)
+
+
+def test_records_open_their_files_again_in_another_process(tmp_path):
+    records = shard_records(write_shards(tmp_path / "shards"))
+    content = records.read(4)
+    copy = pickle.loads(pickle.dumps(records))
+    assert copy._open == {}
+    assert copy.read(4) == content
+
+
+def test_a_size_is_required(tmp_path):
+    with pytest.raises(DataError, match=r"image_size is required.*--image-size 256"):
+        open_source(str(write_shards(tmp_path / "shards")))
