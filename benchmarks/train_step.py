@@ -29,7 +29,7 @@ CASES = [
     StepCase("DiT-S/4", 32, 3, 1024, classes=10),
     StepCase(**XL, batch=64, recompute="full"),
     StepCase(**XL, batch=64, recompute="selective"),
-    StepCase("DiT-XL/2", 64, 4, 16),
+    StepCase("DiT-XL/2", 64, 4, 16, recompute="selective"),
 ]
 TINY = [
     StepCase("DiT-Digits/4", 8, 1, 16, objective=objective, recompute=recompute, classes=10)

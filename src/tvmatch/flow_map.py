@@ -23,7 +23,7 @@ class FlowMap(nn.Module):
         super().__init__()
         self.network = network
         self.scaled = scaled
-        self._tangent_seen = False
+        self.tangent_seen = False
 
     def displacement(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
         """f(x, t, s) = (s - t) w F(x, t, s, class, w)."""
@@ -81,10 +81,10 @@ class FlowMap(nn.Module):
         network is asked at this point and a small step further on, both times plainly, so that equal means equal to
         the last bit. Once a tangent was seen, the path is trusted.
         """
-        if self._tangent_seen or torch.compiler.is_compiling():
+        if self.tangent_seen or torch.compiler.is_compiling():
             return
         if bool(slope.detach().any()):
-            self._tangent_seen = True
+            self.tangent_seen = True
             return
         with torch.no_grad():
             moved = [p if d is None else p - 0.01 * d for p, d in zip((x, t, s), tangents, strict=True)]

@@ -133,6 +133,25 @@ def test_a_block_is_the_same_with_and_without_the_kernels(
     assert not all(torch.equal(a, b) for a, b in zip(results[True], results[False], strict=True)), "one path ran twice"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "heads"), [(1152, 18), (384, 6), (1024, 16), (288, 4)])
+def test_on_a_gpu_a_block_agrees_with_the_formulas(fused: Callable[[bool], None], size: int, heads: int) -> None:
+    block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=size, num_heads=heads)).cuda()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=size**-0.5)
+    inputs = [torch.randn(s, device="cuda") for s in ((3, 50, size), (3, size)) * 2]
+    results = []
+    for yes in (False, True):
+        fused(yes)
+        block.zero_grad()
+        x, c, tx, tc = (i.clone().requires_grad_() for i in inputs)
+        pair, plain = block(x, c, tangents=(tx, tc)), block(x, c)
+        (pair[0].sum() + pair[1].square().sum() + plain.square().sum()).backward()
+        gradients = [i.grad for i in (x, c, tx, tc)] + [p.grad for p in block.parameters()]
+        results.append([r.detach().double() for r in (*pair, plain, *gradients)])
+    assert max(relative_errors(*results)) < 1e-3  # attention's own float32 products differ between its two forms
+
+
 def test_without_tangents_of_the_stream_zeros_stand_in(fused: Callable[[bool], None]) -> None:
     block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=48, num_heads=3))
     for parameter in block.parameters():

@@ -35,11 +35,11 @@ def verify_tangents(flow: FlowMap, batch: int = 4) -> float:
     s = t * 0.5
     label = torch.arange(batch, device=device) % (network.num_classes + 1) - 1
     w = torch.linspace(1.0, 2.0, batch, device=device, dtype=dtype)
-    seen = flow._tangent_seen
+    seen = flow.tangent_seen
     with _zeros_replaced(network, generator):
         slope = flow.network_derivative(x, t, s, label, w, Tangents(s=torch.ones_like(s)))[1].detach()
         ahead, behind = (network(x, t, s + h, label, w).detach() for h in (step, -step))
-    flow._tangent_seen = seen
+    flow.tangent_seen = seen
     difference = (ahead - behind) / (2 * step)
     error = float((slope - difference).norm() / difference.norm())
     if not error <= tolerance:

@@ -56,6 +56,7 @@ class Objective(nn.Module):
     """
 
     has_target = True
+    has_tangents = False  # whether a step differentiates the network along its inputs
 
     def __init__(self, flow: FlowMap) -> None:
         super().__init__()

@@ -36,6 +36,8 @@ class TerminalVelocityMatching(Objective):
     (`FlowMap(scaled=...)`).
     """
 
+    has_tangents = True
+
     def __init__(
         self,
         flow: FlowMap,

@@ -16,11 +16,12 @@ from tvmatch.guidance import parse_guidance
 from tvmatch.networks.presets import build_network, network_config
 from tvmatch.objectives import Part
 from tvmatch.training.build import build_objective
-from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute, TrainConfig
+from tvmatch.training.config import Compile, Graphs, ObjectiveName, Precision, Recompute, TrainConfig
 from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma, move_towards
-from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.ranks import Ranks
+from tvmatch.training.step_gradient import StepGradient
 
 
 def forward_passes(objective: ObjectiveName, guided: bool) -> int:
@@ -30,6 +31,9 @@ def forward_passes(objective: ObjectiveName, guided: bool) -> int:
     the target is not asked for an unconditional velocity: one pass less.
     """
     return (11 if objective == "terminal-velocity" else 4) - (0 if guided else 1)
+
+
+WARM_STEPS = 8  # before anything is timed: launched steps, the one that is recorded, and some replays
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class StepCase:
     recompute: Recompute = "none"
     precision: Precision = "auto"
     compile: Compile = "auto"
+    graphs: Graphs = "auto"
     classes: int = 1000
 
 
@@ -105,14 +110,15 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
     x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
     label = torch.arange(case.batch, device=device) % case.classes
 
+    gradient = StepGradient(module, objective, optimizer, should_capture(case.graphs, device, ranks.count, 1))
     part = Part(ranks.rank * case.batch, case.batch, ranks.count * case.batch)
 
     def step(number: int) -> None:
         objective.seed(number)
-        module(x0, label, part).loss.backward()
+        gradient(x0, label, part)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        gradient.clear()
         move_towards([*ema.at(number), (objective.target, 0.99)], flow)
 
     _wait(device)
@@ -120,12 +126,11 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
     step(0)
     _wait(device)
     first = time.perf_counter() - began
-    for number in range(1, 4):
-        step(number)
-    _wait(device)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = statistics.median(_seconds_of_each(step, range(4, 4 + steps), device))
+        torch.cuda.reset_peak_memory_stats(device)  # compiling is over; launched and recorded steps count
+    for number in range(1, WARM_STEPS):
+        step(number)
+    seconds = statistics.median(_seconds_of_each(step, range(WARM_STEPS, WARM_STEPS + steps), device))
     passes = forward_passes(case.objective, guided=not parse_guidance(case.guidance).always_one)
     flops = passes * forward_flops(case) * case.batch
     return {
@@ -134,6 +139,7 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
         "objective": case.objective,
         "batch": case.batch,  # a GPU
         "policy": case.recompute,
+        "graph": gradient.graph is not None,
         "gpus": ranks.count if device.type == "cuda" else 0,
         "ranks": ranks.count,
         "strategy": ranks.strategy,

@@ -16,6 +16,7 @@ from tvmatch.guidance import parse_guidance
 ObjectiveName = Literal["terminal-velocity", "flow-matching"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
+Graphs = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["auto", "single", "ddp", "fsdp"]
 JumpName = Literal["truncated-gap", "logit-normal", "uniform"]
@@ -63,6 +64,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
     precision: Precision = "auto"  # of the blocks; weights stay float32 (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
+    graphs: Graphs = "auto"  # record a step as a CUDA graph and replay it (auto: on one GPU, without accumulation)
     recompute: Recompute = "none"  # activations to compute again in the backward pass, to save memory
     strategy: Strategy = "auto"  # over the processes that torchrun started (auto: ddp if there are several)
 

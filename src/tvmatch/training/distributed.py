@@ -32,7 +32,7 @@ def distribute(objective: Objective, averages: Iterable[FlowMap], ranks: Ranks) 
         return objective
     # The check for a zero tangent may ask the network twice more, on one rank and not on another, which would wait for
     # ever; `verify_tangents` has asked the very same path before.
-    objective.flow._tangent_seen = True
+    objective.flow.tangent_seen = True
     if ranks.strategy == "ddp":
         with warnings.catch_warnings():  # the option that takes its place is not in torch 2.11
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.objectives import Objective
-from tvmatch.training.config import Compile, Precision, Recompute
+from tvmatch.training.config import Compile, Graphs, Precision, Recompute
 
 Result = TypeVar("Result")
 
@@ -30,6 +30,17 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
 def should_compile(option: Compile, device: torch.device) -> bool:
     """`auto`: on a GPU. On two CPU cores compiling takes longer than a short run saves (docs/engine.md)."""
     return option == "on" or (option == "auto" and device.type == "cuda")
+
+
+def should_capture(option: Graphs, device: torch.device, ranks: int, accumulate: int) -> bool:
+    """`auto`: where a recorded step can run, on one GPU and without accumulation."""
+    possible = device.type == "cuda" and ranks == 1 and accumulate == 1
+    if option == "on" and not possible:
+        raise ValueError(
+            f"--graphs on needs one GPU and --accumulate 1; here are {ranks} process(es) on {device.type}, accumulate "
+            f"{accumulate}. Leave --graphs auto."
+        )
+    return option != "off" and possible
 
 
 # PyTorch counts the compiled variants of all modules that share a method together, and stops at 8: block, conditioning

@@ -27,7 +27,7 @@ from tvmatch.data.source import Source, to_network_range
 from tvmatch.data.stream import ShuffledStream
 from tvmatch.networks.presets import network_config
 from tvmatch.networks.probe import verify_tangents
-from tvmatch.objectives import Objective, Part, StepLoss, TerminalVelocityMatching
+from tvmatch.objectives import Objective, Part, TerminalVelocityMatching
 from tvmatch.pictures import save_png
 from tvmatch.training.build import build_flow, build_objective
 from tvmatch.training.checkpoint import (
@@ -40,13 +40,14 @@ from tvmatch.training.checkpoint import (
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute, gradient_exchange
 from tvmatch.training.ema import EvaluationEma
-from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.preview import draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
 from tvmatch.training.saving import Saver
 from tvmatch.training.state import TrainingState, network_from_header, network_to_header
+from tvmatch.training.step_gradient import StepGradient
 
 
 class TrainingError(RuntimeError):
@@ -219,6 +220,8 @@ class _Run:
         self.device = ranks.device
         self.objective: Objective = state.objective
         self.parameters = list(self.objective.flow.parameters())
+        captured = should_capture(config.graphs, self.device, ranks.count, config.accumulate)
+        self.gradient = StepGradient(module, self.objective, state.optimizer, captured)
         self.progress = TrainingProgress(config.run.name, state.step, config.steps, show and ranks.main)
         self.saver = Saver(config.run, config.keep_checkpoints, ranks)
         self.stream = ShuffledStream(len(self.source), config.batch_size, config.seed, ranks.rank, ranks.count)
@@ -293,7 +296,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient, foreach=True)
         self.collect({**figures, "gradient_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
         state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        self.gradient.clear()
         state.move_averages(config.target_ema)
         state.step += 1
         self.images += config.batch_size
@@ -310,9 +313,8 @@ class _Run:
             part = Part(self.stream.first + micro * count, count, config.batch_size)
             self.objective.seed(step_seed(config.seed, self.state.step))
             with gradient_exchange(self.module, now=micro == config.accumulate - 1):
-                result: StepLoss = self.module(to_network_range(images[here]), label[here], part)
-                (result.loss / config.accumulate).backward()
-            for name, value in {"loss": result.loss.detach(), **result.terms}.items():
+                result = self.gradient(to_network_range(images[here]), label[here], part, 1 / config.accumulate)
+            for name, value in {"loss": result.loss, **result.terms}.items():
                 share = value / config.accumulate
                 figures[name] = figures[name] + share if name in figures else share
         return figures

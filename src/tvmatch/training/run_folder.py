@@ -35,6 +35,7 @@ MAY_CHANGE = frozenset(
         "strict",
         "precision",
         "compile",
+        "graphs",
         "recompute",
         "strategy",
         "accumulate",
