@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 LIMIT = 60  # seconds; a rank that dies must end the others within a minute
-PATIENCE = 240  # seconds for an answer: a compiler is slow where others use the cores too
+PATIENCE = 1000  # seconds for an answer: compiling takes minutes where others use the cores too
 
 
 class Pool:

@@ -1,5 +1,9 @@
 """Over 1, 2 and 4 processes (gloo): the same loss and gradients, the same checkpoints, and one end for all."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +130,7 @@ def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1100)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_compiled_blocks(pool: Pool, checkpoint: Path, alone: dict, strategy: str) -> None:
     options = config(checkpoint.parent.parent, strategy=strategy, compile="on")
@@ -221,3 +226,38 @@ def test_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (ranks.strategy, ranks.rank, ranks.count, ranks.main) == ("single", 0, 1, True)
     with pytest.raises(ValueError, match=r"must be a multiple of 1 process x 3 micro-steps"):
         train(config(Path("unused"), accumulate=3), show=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "victim", "code"), [(signal.SIGKILL, "rank 1", 1), (signal.SIGTERM, "launcher", 1)])
+def test_under_torchrun(tmp_path: Path, number: signal.Signals, victim: str, code: int) -> None:
+    """A rank that dies ends the run within a minute, with the cause; SIGTERM saves, and the same command goes on."""
+    run = tmp_path / "run"
+    options = "--network DiT-Digits/8 --batch-size 4 --log-every 1 --sample-every 0 --checkpoint-every 3 --device cpu"
+
+    def start(steps: int) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+        command = [*launcher, "tvmatch", "train", "--run", str(run), "--steps", str(steps), *options.split()]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    launcher, deadline = start(100_000), time.monotonic() + 200
+    while not list_checkpoints(run):
+        assert launcher.poll() is None, launcher.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[1]) if victim == "rank 1" else launcher.pid, number)
+    errors = launcher.communicate(timeout=LIMIT)[1]
+    assert launcher.returncode == code
+    last = int(list_checkpoints(run)[-1].name[5:])
+    if number == signal.SIGKILL:
+        assert "Root Cause" in errors
+        assert "exitcode  : -9" in errors.split("Root Cause")[1]
+        assert last % 3 == 0
+    else:
+        assert f"SIGTERM: saved {list_checkpoints(run)[-1]}; the same command continues the run." in errors
+    launcher = start(last + 2)
+    errors = launcher.communicate(timeout=200)[1]
+    assert launcher.returncode == 0, errors
+    assert f"continuing {run} after step {last}" in errors

@@ -195,8 +195,7 @@ def join_ranks(strategy: Strategy, device_name: str) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     own = not dist.is_initialized()
     if own:
-        backend, identity = ("cpu:gloo,cuda:nccl", {"device_id": device}) if device.type == "cuda" else ("gloo", {})
-        dist.init_process_group(backend, timeout=TIMEOUT, **identity)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     control, saving = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
     yield Ranks(device, strategy, rank, count, control, saving)
     if (
