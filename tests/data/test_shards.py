@@ -78,10 +78,14 @@ def test_names_of_classes_lie_beside_the_shards(tmp_path):
         shard_records(folder)
 
 
-def test_labels_for_some_samples_only_are_refused(tmp_path):
+def test_a_sample_that_lacks_its_label_is_left_out(tmp_path):
     picture = png(crops(1, 16)[0][0])
     write_tar(tmp_path / "a.tar", {"0.png": picture, "0.cls": b"1", "1.png": picture})
-    with pytest.raises(DataError, match=r"1 of 2 samples have no \.cls label, 'a\.tar/1\.png'"):
+    records = shard_records(tmp_path)
+    assert len(records) == 1
+    assert records.skipped == (("a.tar/1.png", "no .cls label, which others have"),)
+    write_tar(tmp_path / "a.tar", {"0.png": picture, "0.cls": b"1", "1.png": picture, "2.png": picture})
+    with pytest.raises(DataError, match=r"2 of 3 samples have no \.cls label, 'a\.tar/1\.png'"):
         shard_records(tmp_path)
 
 

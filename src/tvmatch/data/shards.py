@@ -80,13 +80,16 @@ def shard_records(where: str | Path) -> ShardRecords:
         raise DataError(
             f"{origin}: the shards hold no picture" + (f"; left out were {named(skipped)}" if skipped else "")
         )
+    unlabelled = [entry for entry in found if entry[4] < 0]
+    if 0 < len(unlabelled) < len(found):
+        if 2 * len(unlabelled) > len(found):
+            raise DataError(
+                f"{origin}: {len(unlabelled)} of {len(found)} samples have no .cls label, {unlabelled[0][0]!r} for one. "
+                "Give every sample one, or none."
+            )
+        skipped += [(entry[0], "no .cls label, which others have") for entry in unlabelled]
+        found = [entry for entry in found if entry[4] >= 0]
     labels = np.array([entry[4] for entry in found], np.int64)
-    if (labels < 0).any() and (labels >= 0).any():
-        lacking = found[int(np.flatnonzero(labels < 0)[0])][0]
-        raise DataError(
-            f"{origin}: {int((labels < 0).sum())} of {len(labels)} samples have no .cls label, {lacking!r} for one. "
-            "Give every sample one, or none."
-        )
     names = _class_names(shards[0].parent / "class_names.txt", int(labels.max()) + 1)
     column = list(zip(*found, strict=True))
     return ShardRecords(
@@ -164,7 +167,7 @@ def _members(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
                     continue
                 if not member.isreg():
                     skipped.append((name, "no plain file"))  # a link points to who knows where
-                elif member.issparse() or member.offset_data + member.size > end:
+                elif member.issparse() or not 0 <= member.size <= end - member.offset_data:
                     skipped.append((name, "cut short"))
                 elif member.size > MOST_BYTES:
                     skipped.append((name, f"{member.size} bytes"))
