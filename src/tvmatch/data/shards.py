@@ -84,8 +84,8 @@ def shard_records(where: str | Path) -> ShardRecords:
     if 0 < len(unlabelled) < len(found):
         if 2 * len(unlabelled) > len(found):
             raise DataError(
-                f"{origin}: {len(unlabelled)} of {len(found)} samples have no .cls label, {unlabelled[0][0]!r} for one. "
-                "Give every sample one, or none."
+                f"{origin}: {len(unlabelled)} of {len(found)} samples have no .cls label, {unlabelled[0][0]!r} for "
+                "one. Give every sample one, or none."
             )
         skipped += [(entry[0], "no .cls label, which others have") for entry in unlabelled]
         found = [entry for entry in found if entry[4] >= 0]
