@@ -75,14 +75,16 @@ def hard_inputs(kind: str, N: int, D: int) -> list[torch.Tensor]:
     return x
 
 
-def eight_errors(run: Callable, x: list[torch.Tensor], dtype: torch.dtype) -> list[float]:
-    """||a - b|| / ||b|| of o, to, dq, dk, dv, dtq, dtk, dtv against float64 on the rounded inputs."""
+def eight_errors(run: Callable, x: list[torch.Tensor], dtype: torch.dtype, gradients: bool = True) -> list[float]:
+    """||a - b|| / ||b|| of o, to (and dq, dk, dv, dtq, dtk, dtv) against float64 on the rounded inputs."""
     rounded = [t.to(dtype) for t in x]
     do, dto = (torch.randn_like(rounded[0]) for _ in range(2))
 
     def results(function: Callable, leaves: list[torch.Tensor], weights: list[torch.Tensor]) -> list[torch.Tensor]:
-        leaves = [t.detach().requires_grad_() for t in leaves]
+        leaves = [t.detach().requires_grad_(gradients) for t in leaves]
         out = function(*leaves)
+        if not gradients:
+            return list(out)
         return [*out, *torch.autograd.grad(out, leaves, weights)]
 
     want = results(exact_jvp, [t.double() for t in rounded], [do.double(), dto.double()])
@@ -91,9 +93,16 @@ def eight_errors(run: Callable, x: list[torch.Tensor], dtype: torch.dtype) -> li
 
 
 def measure(rival: Rival, shape: tuple[int, int, int, int], matmul: float) -> list[dict]:
-    """Rows for forward, backward and both."""
+    """Rows for forward, backward and both; memory beyond what was allocated before the inputs (cuBLAS, say)."""
     B, H, N, D = shape
+    # Every shape compiles anew: one limit on recompilations is shared by all calls of a function.
+    torch._dynamo.reset()
+    error = None
+    if rival.error:
+        x = inputs(1, 2, min(N, 2048), D, torch.float64)
+        error = max(eight_errors(rival.run, x, torch.bfloat16, rival.differentiable))
     torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
     x = inputs(*shape)
     rows = []
 
@@ -110,14 +119,11 @@ def measure(rival: Rival, shape: tuple[int, int, int, int], matmul: float) -> li
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() / 2**20
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     with torch.no_grad():
         forward = milliseconds(lambda: rival.run(*x))
         peak = peak_of(lambda: rival.run(*x))
-    error = None
-    if rival.tangents and rival.differentiable:
-        error = max(eight_errors(rival.run, inputs(1, 2, min(N, 2048), D, torch.float64), torch.bfloat16))
     row("forward", forward, rival.products[0], peak, error)
     if not rival.differentiable:
         return rows

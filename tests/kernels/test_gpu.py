@@ -21,13 +21,13 @@ def check(B, H, n_q, n_kv, D, dtype=BF16, bound=None, **options):
     return x, do, dto, got
 
 
-@pytest.mark.parametrize("D", [16, 24, 48, 56, 64, 72, 80, 96, 104, 128, 136, 200, 256])
+@pytest.mark.parametrize("D", [16, 24, 48, 56, 64, 72, 80, 88, 96, 104, 128, 136, 200, 256])
 def test_head_sizes(D):
     check(2, 3, 257, 200, D)
 
 
 @pytest.mark.parametrize("n", [1, 7, 63, 65, 200, 257, 1024])
-@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("D", [64, 72, 96, 128])
 @pytest.mark.parametrize("hopper", ["1", "0"])
 def test_odd_sizes_on_both_paths(monkeypatch, n, D, hopper):
     monkeypatch.setenv("TVMATCH_HOPPER", hopper)
@@ -60,9 +60,9 @@ def test_every_entry_of_the_tables(monkeypatch, table):
                 check(1, 2, 200, 160, D)
 
 
-@pytest.mark.parametrize("D", [64, 72, 128])
+@pytest.mark.parametrize("D", [64, 72, 96, 128])
 def test_twice_the_same_bits(D):
-    x, do, dto, first = check(4, 6, 700, 1000, D)
+    x, do, dto, first = check(4, 40, 700, 1000, D)
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(first, run(dual_attention, x, do, dto), strict=True))
 

@@ -14,13 +14,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from tvmatch.kernels.dual_attention.hopper import BACKWARD, FORWARD
-from tvmatch.kernels.dual_attention.hopper_backward import hopper_backward_kernel
+from tvmatch.kernels.dual_attention.hopper import PLANS, split_head
 from tvmatch.kernels.dual_attention.hopper_forward import hopper_forward_kernel
-
-def window(rows, D):
-    layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, D], gl.bfloat16)
-    return f"tensordesc<bf16[1, 1, {rows}, {D}],{layout!r}>"
+from tvmatch.kernels.dual_attention.hopper_keys import keys_kernel
+from tvmatch.kernels.dual_attention.hopper_queries import queries_kernel
 
 def build(kernel, types, constants):
     types = iter(types)
@@ -31,24 +28,37 @@ def build(kernel, types, constants):
     assert built.metadata.shared <= 232448, built.metadata.shared
     return built
 
-D = int(sys.argv[1])
-keys, stages, q_regs, overlap, alternate = FORWARD[D]
-build(hopper_forward_kernel,
-      [window(64, D), window(keys, D), window(keys, D)] * 2
-      + ["*bf16"] * 2 + ["*fp32"] * 2 + ["i64", "i64", "i32", "fp32"] + ["i32"] * 4,
-      dict(HEAD=D, BN=keys, D=D, STAGES=stages, EVEN=True, Q_REGS=q_regs, OVERLAP=overlap, PINGPONG=alternate))
-stages, _ = BACKWARD[D]
-rows = f"tensordesc<fp32[64],{gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)!r}>"
-build(hopper_backward_kernel,
-      [window(64, D)] * 8 + [rows] + ["*bf16"] * 6 + ["i64", "i64", "i32"] * 6 + ["*fp32", "*i32", "fp32"]
-      + ["i32"] * 7,
-      dict(HEAD=D, D=D, STAGES=stages, EVEN=True))
+def windows(tensors):
+    widths = [w for w in (d1, d2) if w]
+    layouts = [gl.NVMMASharedLayout.get_default_for([1, 1, 64, w], gl.bfloat16) for w in widths]
+    return [f"tensordesc<bf16[1, 1, 64, {w}],{l!r}>" for _ in range(tensors) for w, l in zip(widths, layouts)]
+
+D, kernel = int(sys.argv[1]), sys.argv[2]
+d1, d2 = split_head(D)
+plan = PLANS[d1, d2]
+constants = dict(D1=d1, D2=d2, EVEN=False)
+
+def absent(kernel):  # a head in one part has no second windows
+    return {} if d2 else {n: None for n in kernel.arg_names if n.endswith("2_desc")}
+
+strides, sizes = ["i64", "i64", "i32"], ["fp32"] + ["i32"] * 4
+if kernel == "forward":
+    build(hopper_forward_kernel, windows(6) + ["*bf16"] * 2 + ["*fp32"] * 2 + strides + sizes,
+          dict(constants, HEAD=D, STAGES=plan.stages, OVERLAP=plan.overlap, **absent(hopper_forward_kernel)))
+if kernel == "queries":
+    build(queries_kernel, windows(10) + ["*bf16"] * 2 + ["*fp32"] * 3 + strides + sizes + ["i32"] * 2,
+          dict(constants, HEAD=D, SLOTS=plan.slots, BUFFERS=plan.buffers, **absent(queries_kernel)))
+if kernel == "keys":
+    rows = f"tensordesc<fp32[64],{gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)!r}>"
+    build(keys_kernel, windows(12) + [rows] + sizes + ["i32"] * 2,
+          dict(constants, STAGES=plan.key_stages, KEY_BUFFERS=plan.key_buffers, **absent(keys_kernel)))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("D", ["64", "128"])
-def test_kernels_compile(D):
+@pytest.mark.parametrize("D", ["64", "72", "96", "128"])
+@pytest.mark.parametrize("kernel", ["forward", "queries", "keys"])
+def test_kernels_compile(D, kernel):
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, D], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, D, kernel], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

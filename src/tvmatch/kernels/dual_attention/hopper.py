@@ -1,9 +1,10 @@
-"""Launching the Hopper kernels: which problems they take and how their scratch memory is laid out."""
+"""Launching the Hopper kernels: which problems they take, and how their shared memory is divided."""
 
 from __future__ import annotations
 
 import functools
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,24 +14,39 @@ try:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from .hopper_backward import hopper_backward_kernel
     from .hopper_forward import hopper_forward_kernel
-    from .hopper_sums import statistics_kernel
+    from .hopper_keys import keys_kernel
+    from .hopper_queries import queries_kernel
 
     AVAILABLE = True
 except ImportError:  # a Triton without Gluon's Hopper dialect: the plain kernels do everything
     AVAILABLE = False
 
-# Padded head size -> (keys per stage, stages, queries in registers, overlapped steps, alternating warpgroups).
-FORWARD = {64: (64, 4, True, True, False), 128: (64, 2, False, False, False)}
-# Padded head size -> (stages, lag). `lag`: how many tiles a block should find the one before it ahead; it sets how
-# many heads are in flight.
-BACKWARD = {64: (3, 3.0), 128: (2, 2.0)}
+HEADS = range(48, 129, 8)
 
 
-def padded_head(D: int) -> int:
-    """Width of the tile that holds a head of D columns: the copy engine fills the rest with zeros."""
-    return 64 if D <= 64 else 128
+class Plan(NamedTuple):
+    """How the three kernels divide 227 KB of shared memory for one pair of tile widths."""
+
+    stages: int  # forward: stages of (k, tk, v, tv)
+    overlap: bool  # forward: queries in registers, and the scores of the next keys under the products of these
+    slots: int  # queries kernel: slots of (k, tk) or (v, tv)
+    buffers: int  # queries kernel: 2 loads the next queries under this tile
+    key_stages: int  # keys kernel: stages of (q, tq, do, dto)
+    key_buffers: int  # keys kernel: 2 loads the next keys under this block
+
+
+PLANS = {
+    (64, 0): Plan(4, True, slots=5, buffers=2, key_stages=3, key_buffers=2),
+    (64, 16): Plan(4, False, slots=3, buffers=2, key_stages=2, key_buffers=2),
+    (64, 32): Plan(3, False, slots=5, buffers=1, key_stages=2, key_buffers=2),
+    (128, 0): Plan(2, False, slots=3, buffers=1, key_stages=2, key_buffers=1),
+}
+
+
+def split_head(D: int) -> tuple[int, int]:
+    """Tile widths of a head of D columns; the copy engine fills the rest with zeros."""
+    return next(widths for widths in PLANS if sum(widths) >= D)
 
 
 @functools.cache
@@ -49,34 +65,24 @@ def _copyable(x: Tensor) -> bool:
     return aligned and x.data_ptr() % 16 == 0
 
 
-def _takes(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool, heads: range) -> bool:
+def takes(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool) -> bool:
+    """Whether `forward` or `backward` can run and pays: no masks, all tangents, 16 bits, aligned rows."""
     if not AVAILABLE or causal or kv_lengths is not None or os.environ.get("TVMATCH_HOPPER", "1") == "0":
         return False
     q = tensors[0]
     return (
         q.is_cuda
         and _is_hopper(q.device.index)
-        and q.shape[3] in heads
+        and q.shape[3] in HEADS
         and q.dtype in (torch.bfloat16, torch.float16)
         and all(x is not None and _copyable(x) for x in tensors)
     )
 
 
-def takes_forward(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool) -> bool:
-    """Whether `forward` can run and pays: no masks, all tangents, 16 bits, aligned rows, a head that fills its tile."""
-    D = tensors[0].shape[3]
-    return _takes(tensors, kv_lengths, causal, range(104, 129, 8) if D > 64 else range(48, 65, 8))
-
-
-def takes_backward(tensors: tuple[Tensor | None, ...], kv_lengths: Tensor | None, causal: bool) -> bool:
-    """Whether `backward` can run and pays."""
-    return takes_forward(tensors, kv_lengths, causal)
-
-
 @functools.cache
-def _window(rows: int, D: int, dtype: torch.dtype) -> tuple[list[int], object]:
+def _window(width: int, dtype: torch.dtype) -> tuple[list[int], object]:
     """Block shape and shared-memory layout of a tile; cached, because building them takes longer than the launch."""
-    block = [1, 1, rows, padded_head(D)]
+    block = [1, 1, 64, width]
     return block, gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
 
 
@@ -85,69 +91,65 @@ def _row_layout() -> object:
     return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 
 
-def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """A [1, 1, rows, D] window on a [B, H, N, D] tensor; rows beyond N read as zeros."""
-    block, layout = _window(rows, x.shape[3], x.dtype)
-    # The stride of a dimension of one element means nothing and may be unaligned.
-    strides = [8 if n == 1 else s for s, n in zip(x.stride()[:3], x.shape[:3], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)
+def _descriptors(*tensors: Tensor) -> list[TensorDescriptor | None]:
+    """For each [B, H, N, D] tensor windows of 64 rows and of the two tile widths; rows beyond N read as zeros."""
+    found = []
+    for x in tensors:
+        # The stride of a dimension of one element means nothing and may be unaligned.
+        strides = [8 if n == 1 else s for s, n in zip(x.stride()[:3], x.shape[:3], strict=True)]
+        for width in split_head(x.shape[3]):
+            window = _window(width, x.dtype) if width else None
+            found.append(window and TensorDescriptor(x, list(x.shape), [*strides, 1], *window))
+    return found
+
+
+def _blocks(tiles: int, x: Tensor) -> tuple[int]:
+    """Grid of a persistent kernel."""
+    return (min(tiles, _multiprocessors(x.device.index)),)
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, scale: float,
-    config: tuple[int, int, bool, bool, bool] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, scale: float, plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, to, logsumexp, mu: the contract of `reference.dual_attention_forward` without masks."""
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
-    padded = padded_head(D)
-    keys, stages, in_registers, overlap, alternate = config or FORWARD[padded]
+    d1, d2 = split_head(D)
+    plan = plan or PLANS[d1, d2]
     o, to = torch.empty_like(q), torch.empty_like(q)
     lse = torch.empty((B, H, n_q), device=q.device, dtype=torch.float32)
     mu = torch.empty_like(lse)
-    tiles = B * H * triton.cdiv(n_q, 128)
-    hopper_forward_kernel[(min(tiles, _multiprocessors(q.device.index)),)](
-        _descriptor(q, 64), _descriptor(k, keys), _descriptor(v, keys),
-        _descriptor(tq, 64), _descriptor(tk, keys), _descriptor(tv, keys),
-        o, to, lse, mu, *(s // 8 for s in o.stride()[:3]), scale, B, H, n_q, n_kv,
-        HEAD=D, BN=keys, D=padded, STAGES=stages, EVEN=n_kv % keys == 0, Q_REGS=in_registers, OVERLAP=overlap,
-        PINGPONG=alternate, num_warps=4,
+    hopper_forward_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
+        *_descriptors(q, k, v, tq, tk, tv), o, to, lse, mu, *(s // 8 for s in o.stride()[:3]), scale, B, H, n_q, n_kv,
+        HEAD=D, D1=d1, D2=d2, STAGES=plan.stages, EVEN=n_kv % 64 == 0, OVERLAP=plan.overlap, num_warps=4,
     )  # fmt: skip
     return o, to, lse, mu
 
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, o: Tensor, to: Tensor, lse: Tensor,
-    mu: Tensor, do: Tensor, dto: Tensor, scale: float, config: tuple[int, float] | None = None,
+    mu: Tensor, do: Tensor, dto: Tensor, scale: float, plan: Plan | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the contract of `reference.dual_attention_backward` without masks."""
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
-    width = padded_head(D)
-    stages, lag = config or BACKWARD[width]
-    grads = tuple(torch.empty_like(x) for x in (q, k, v, tq, tk, tv))
-    dq, dk, dv, dtq, dtk, dtv = grads
-    tiles = triton.cdiv(n_q, 64)
-    padded = tiles * 64
+    d1, d2 = split_head(D)
+    plan = plan or PLANS[d1, d2]
+    dq, dk, dv, dtq, dtk, dtv = (torch.empty_like(x) for x in (q, k, v, tq, tk, tv))
+    if o.stride() != to.stride():
+        o, to = o.contiguous(), to.contiguous()
+    padded = triton.cdiv(n_q, 64) * 64
     plane = B * H * padded
     stats = torch.empty((4, B * H, padded), device=q.device, dtype=torch.float32)
-    statistics_kernel[(B * H * tiles,)](
-        o, to, do, dto, lse, mu, stats, *(s // 8 for x in (o, do, dto) for s in x.stride()[:3]), H, n_q,
-        padded, plane, HEAD=D, D=width,
+    inputs = _descriptors(q, k, v, tq, tk, tv, do, dto)
+    sizes = (scale, B, H, n_q, n_kv, padded, plane)
+    queries_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
+        *inputs, *_descriptors(dq, dtq), o, to, lse, mu, stats, *(s // 8 for s in o.stride()[:3]), *sizes,
+        HEAD=D, D1=d1, D2=d2, SLOTS=plan.slots, BUFFERS=plan.buffers, EVEN=n_kv % 64 == 0, num_warps=4,
     )  # fmt: skip
-    positions = triton.cdiv(n_kv, 64)
-    # Blocks that start together should belong to different heads, so many heads that a position starts when the one
-    # before it is `lag` tiles ahead. One head's blocks alone would wait for each other.
-    # A quarter of the heads is 6% of the memory of inputs, results and gradients: no more, unless heads are few.
-    group = min(int(lag * _multiprocessors(q.device.index) / tiles) + 1, max(8, B * H // 4), B * H)
-    counters = torch.zeros(1 + 2 * group * tiles, device=q.device, dtype=torch.int32)
-    partials = torch.empty(2 * group * padded * width if positions > 1 else 1, device=q.device, dtype=torch.float32)
     rows = TensorDescriptor(stats, [4 * plane], [1], [64], _row_layout())
-    hopper_backward_kernel[(B * H * positions,)](
-        _descriptor(q, 64), _descriptor(k, 64), _descriptor(v, 64),
-        _descriptor(tq, 64), _descriptor(tk, 64), _descriptor(tv, 64),
-        _descriptor(do, 64), _descriptor(dto, 64), rows, dq, dk, dv, dtq, dtk, dtv,
-        *(s for x in grads for s in x.stride()[:3]), partials, counters, scale, B, H, n_q, n_kv, padded, plane, group,
-        HEAD=D, D=width, STAGES=stages, EVEN=n_kv % 64 == 0, num_warps=4,
+    keys_kernel[_blocks(B * H * triton.cdiv(n_kv, 64), q)](
+        *inputs, *_descriptors(dk, dv, dtk, dtv), rows, *sizes, D1=d1, D2=d2, STAGES=plan.key_stages,
+        KEY_BUFFERS=plan.key_buffers, EVEN=n_kv % 64 == 0, num_warps=4,
     )  # fmt: skip
-    return grads
+    return dq, dk, dv, dtq, dtk, dtv

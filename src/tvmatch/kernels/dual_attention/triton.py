@@ -145,7 +145,7 @@ def forward(
     kv_lengths: Tensor | None, scale: float, causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, to, logsumexp, mu: the same contract as `reference.dual_attention_forward`."""
-    if hopper.takes_forward((q, k, v, tq, tk, tv), kv_lengths, causal):
+    if hopper.takes((q, k, v, tq, tk, tv), kv_lengths, causal):
         return hopper.forward(q, k, v, tq, tk, tv, scale)
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
@@ -183,7 +183,7 @@ def backward(
     scale: float, causal: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the same contract as `reference.dual_attention_backward`."""
-    if hopper.takes_backward((q, k, v, tq, tk, tv, o, to, do, dto), kv_lengths, causal):
+    if hopper.takes((q, k, v, tq, tk, tv, o, to, do, dto), kv_lengths, causal):
         return hopper.backward(q, k, v, tq, tk, tv, o, to, lse, mu, do, dto, scale)
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]

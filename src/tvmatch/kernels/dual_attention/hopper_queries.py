@@ -1,0 +1,235 @@
+"""dq and dtq for Hopper GPUs, in Gluon: 9 of the products of the joint backward, and the row statistics d1 and d2.
+
+Persistent blocks own 128 queries and walk the keys, 64 at a time. One warp loads tiles with the bulk copy engine; each
+of two warpgroups does the whole arithmetic of 64 queries, and while one of them is busy with exponentials the other
+keeps the matrix units busy. (k, tk) and (v, tv) are separate slots of one ring, as v and tv are free long before k.
+
+`dS = P*(dP - d2 + B*C)` is accumulated on top of `B*C - d2`, so that C and dP never need registers at the same time.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+
+from .hopper_tiles import LOG2E, load_parts, part1, part2, product, put_parts, store_parts, sync_threads
+
+
+@gluon.jit
+def _produce(
+    q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc, tv_desc, tv2_desc,
+    do_desc, do2_desc, dto_desc, dto2_desc, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty,
+    tiles, H, blocks, steps, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr, BUFFERS: gl.constexpr,
+):  # fmt: skip
+    count = 0
+    turn = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        bh = tile // blocks
+        b = bh // H
+        h = bh % H
+        m0 = tile % blocks * 128
+        buffer = turn % BUFFERS
+        bar = q_ready.index(buffer)
+        mbarrier.wait(q_empty.index(buffer), ((turn // BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bar, 8 * 64 * (D1 + D2) * 2)
+        for i in gl.static_range(2):
+            at = 8 * buffer + 4 * i
+            row = m0 + 64 * i
+            load_parts(q_desc, q2_desc, b, h, row, bar, q_smem, q_smem2, at, D1, D2)
+            load_parts(tq_desc, tq2_desc, b, h, row, bar, q_smem, q_smem2, at + 1, D1, D2)
+            load_parts(dto_desc, dto2_desc, b, h, row, bar, q_smem, q_smem2, at + 2, D1, D2)
+            load_parts(do_desc, do2_desc, b, h, row, bar, q_smem, q_smem2, at + 3, D1, D2)
+        turn += 1  # noqa: SIM113
+        for step in range(steps):
+            slot = count % SLOTS
+            bar = ready.index(slot)
+            mbarrier.wait(empty.index(slot), ((count // SLOTS) & 1) ^ 1)
+            mbarrier.expect(bar, 2 * 64 * (D1 + D2) * 2)
+            load_parts(k_desc, k2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot, D1, D2)
+            load_parts(tk_desc, tk2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot + 1, D1, D2)
+            count += 1
+            slot = count % SLOTS
+            bar = ready.index(slot)
+            mbarrier.wait(empty.index(slot), ((count // SLOTS) & 1) ^ 1)
+            mbarrier.expect(bar, 2 * 64 * (D1 + D2) * 2)
+            load_parts(v_desc, v2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot, D1, D2)
+            load_parts(tv_desc, tv2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot + 1, D1, D2)
+            count += 1
+
+
+@gluon.jit
+def _row_sums(
+    O, TO, o_n, smem, tile, rows, N_Q, FIRST: gl.constexpr, HEAD: gl.constexpr, WIDTH: gl.constexpr,
+):  # fmt: skip
+    """rowsum(dto*o) and rowsum(do*o) + rowsum(dto*to) over the columns FIRST.. of 64 rows."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
+    row = gl.convert_layout(rows, gl.SliceLayout(1, layout))
+    columns = FIRST + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))[None, :]
+    # Strides come divided by 8, so that the compiler knows that rows are 16-byte aligned.
+    at = row[:, None] * (o_n * 8) + columns
+    inside = (row[:, None] < N_Q) & (columns < HEAD)
+    o = gl.load(O + at, mask=inside, other=0.0).to(gl.float32)
+    to = gl.load(TO + at, mask=inside, other=0.0).to(gl.float32)
+    dto = smem.index(tile + 2).reshape([64, WIDTH]).load(layout).to(gl.float32)
+    do = smem.index(tile + 3).reshape([64, WIDTH]).load(layout).to(gl.float32)
+    target: gl.constexpr = rows.type.layout
+    d1 = gl.convert_layout(gl.sum(dto * o, 1), target)
+    return d1, gl.convert_layout(gl.sum(do * o, 1) + gl.sum(dto * to, 1), target)
+
+
+@gluon.jit
+def _consume(
+    dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2,
+    q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, PADDED, PLANE,
+    W: gl.constexpr, HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr,
+    BUFFERS: gl.constexpr, EVEN: gl.constexpr,
+):  # fmt: skip
+    W2: gl.constexpr = D2 if D2 > 0 else 16
+    SPLIT: gl.constexpr = 2 if D2 > 0 else 1
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    wide1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D1, 16])
+    wide2: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, W2, 16])
+    left1: gl.constexpr = gl.DotOperandLayout(0, wide1, 2)
+    left2: gl.constexpr = gl.DotOperandLayout(0, wide2, 2)
+    dtype: gl.constexpr = O.dtype.element_ty
+    zero = gl.full([64, 64], 0.0, gl.float32, layout)
+    count = 0
+    turn = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        bh = tile // blocks
+        b = bh // H
+        h = bh % H
+        m0 = tile % blocks * 128 + W * 64
+        rows = m0 + gl.arange(0, 64, gl.SliceLayout(1, layout))
+        live = rows < N_Q
+        buffer = turn % BUFFERS
+        at = 8 * buffer + 4 * W
+        mbarrier.wait(q_ready.index(buffer), (turn // BUFFERS) & 1)
+        start = (b.to(gl.int64) * o_b + h.to(gl.int64) * o_h) * 8
+        d1, d2 = _row_sums(O + start, TO + start, o_n, q_smem, at, rows, N_Q, 0, HEAD, D1)
+        if D2 > 0:
+            d1_rest, d2_rest = _row_sums(O + start, TO + start, o_n, q_smem2, at, rows, N_Q, D1, HEAD, D2)
+            d1 += d1_rest
+            d2 += d2_rest
+        source = bh.to(gl.int64) * N_Q + rows
+        lse = gl.load(LSE + source, mask=live, other=float("inf")) * LOG2E
+        mu = gl.load(MU + source, mask=live, other=0.0)
+        stats = STATS + bh.to(gl.int64) * PADDED + rows
+        gl.store(stats, lse, mask=rows < PADDED)
+        gl.store(stats + PLANE, mu, mask=rows < PADDED)
+        gl.store(stats + 2 * PLANE, d1, mask=rows < PADDED)
+        gl.store(stats + 3 * PLANE, d2, mask=rows < PADDED)
+        dq1 = gl.full([64, D1], 0.0, gl.float32, wide1)
+        dtq1 = gl.full([64, D1], 0.0, gl.float32, wide1)
+        dq2 = gl.full([64, W2], 0.0, gl.float32, wide2)
+        dtq2 = gl.full([64, W2], 0.0, gl.float32, wide2)
+        for step in range(steps):
+            slot = count % SLOTS
+            mbarrier.wait(ready.index(slot), (count // SLOTS) & 1)
+            s = product(q_smem, q_smem2, at, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
+            ts = product(q_smem, q_smem2, at + 1, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
+            ts = product(q_smem, q_smem2, at, kv_smem, kv_smem2, 2 * slot + 1, ts, False, D1, D2)
+            s = warpgroup_mma_wait(2 * SPLIT, [s])
+            p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
+            if not EVEN:
+                keys = step * 64 + gl.arange(0, 64, gl.SliceLayout(0, layout))
+                p = gl.where(keys[None, :] < N_KV, p, 0.0)
+            p16 = p.to(dtype)
+            ts = warpgroup_mma_wait(0, [ts])
+            b16 = (ts * scale - mu[:, None]).to(dtype)
+            other = (count + 1) % SLOTS
+            mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
+            c = product(q_smem, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
+            k1 = part1(kv_smem, 2 * slot, D1)
+            tk1 = part1(kv_smem, 2 * slot + 1, D1)
+            c = warpgroup_mma_wait(0, [c]) - d1[:, None]
+            dts16 = (p16.to(gl.float32) * c).to(dtype)
+            # dP runs beside the products of dtS, which do not need it.
+            dp = b16.to(gl.float32) * c - d2[:, None]
+            dp = product(q_smem, q_smem2, at + 3, kv_smem, kv_smem2, 2 * other, dp, False, D1, D2)
+            dp = product(q_smem, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other + 1, dp, False, D1, D2)
+            dts_left = gl.convert_layout(dts16, left1)
+            dtq1 = warpgroup_mma(dts_left, k1, dtq1, is_async=True)
+            dq1 = warpgroup_mma(dts_left, tk1, dq1, is_async=True)
+            if D2 > 0:
+                k2 = part2(kv_smem2, 2 * slot, D2)
+                tk2 = part2(kv_smem2, 2 * slot + 1, D2)
+                dts_left2 = gl.convert_layout(dts16, left2)
+                dtq2 = warpgroup_mma(dts_left2, k2, dtq2, is_async=True)
+                dq2 = warpgroup_mma(dts_left2, tk2, dq2, is_async=True)
+            dp = warpgroup_mma_wait(2 * SPLIT, [dp])
+            sync_threads()
+            mbarrier.arrive(empty.index(other), count=1)
+            ds16 = (p16.to(gl.float32) * dp).to(dtype)
+            dq1 = warpgroup_mma(gl.convert_layout(ds16, left1), k1, dq1, is_async=True)
+            if D2 > 0:
+                dq2 = warpgroup_mma(gl.convert_layout(ds16, left2), k2, dq2, is_async=True)
+                dq1, dtq1, dq2, dtq2 = warpgroup_mma_wait(0, [dq1, dtq1, dq2, dtq2])
+            else:
+                dq1, dtq1 = warpgroup_mma_wait(0, [dq1, dtq1])
+            sync_threads()
+            mbarrier.arrive(empty.index(slot), count=1)
+            count += 2
+        # The tiles of q and tq are free now: the results leave through them.
+        put_parts(dq1 * scale, dq2 * scale, q_smem, q_smem2, at, D1, D2)
+        put_parts(dtq1 * scale, dtq2 * scale, q_smem, q_smem2, at + 1, D1, D2)
+        hopper.fence_async_shared()
+        sync_threads()
+        store_parts(dq_desc, dq2_desc, b, h, m0, q_smem, q_smem2, at, D1, D2)
+        store_parts(dtq_desc, dtq2_desc, b, h, m0, q_smem, q_smem2, at + 1, D1, D2)
+        tma.store_wait(0)
+        sync_threads()
+        mbarrier.arrive(q_empty.index(buffer), count=1)
+        turn += 1  # noqa: SIM113
+
+
+@gluon.jit(do_not_specialize=["B", "H", "N_Q", "N_KV", "PADDED", "PLANE"])
+def queries_kernel(
+    q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc, tv_desc, tv2_desc,
+    do_desc, do2_desc, dto_desc, dto2_desc, dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS,
+    o_b, o_h, o_n, scale, B, H, N_Q, N_KV, PADDED, PLANE,
+    HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr, BUFFERS: gl.constexpr,
+    EVEN: gl.constexpr,
+):  # fmt: skip
+    """dq, dtq, and STATS [4, B*H, PADDED] = logsumexp in base 2, mu, d1, d2 for `keys_kernel`.
+
+    Padding rows of STATS make every probability zero. O and TO have one set of strides.
+    """
+    blocks = gl.cdiv(N_Q, 128)
+    steps = gl.cdiv(N_KV, 64)
+    tiles = B * H * blocks
+    dtype: gl.constexpr = O.dtype.element_ty
+    q_smem = gl.allocate_shared_memory(dtype, [8 * BUFFERS, 1, 1, 64, D1], q_desc.layout)
+    kv_smem = gl.allocate_shared_memory(dtype, [2 * SLOTS, 1, 1, 64, D1], k_desc.layout)
+    q_smem2 = q_smem
+    kv_smem2 = kv_smem
+    if D2 > 0:
+        q_smem2 = gl.allocate_shared_memory(dtype, [8 * BUFFERS, 1, 1, 64, D2], q2_desc.layout)
+        kv_smem2 = gl.allocate_shared_memory(dtype, [2 * SLOTS, 1, 1, 64, D2], k2_desc.layout)
+    q_ready = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(BUFFERS):
+        mbarrier.init(q_ready.index(i), count=1)
+        mbarrier.init(q_empty.index(i), count=2)
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    hopper.fence_async_shared()
+    sync_threads()
+    gl.warp_specialize(
+        [
+            (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS, o_b, o_h, o_n, q_smem, q_smem2,
+                        kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV,
+                        PADDED, PLANE, 0, HEAD, D1, D2, SLOTS, BUFFERS, EVEN)),
+            (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS, o_b, o_h, o_n, q_smem, q_smem2,
+                        kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV,
+                        PADDED, PLANE, 1, HEAD, D1, D2, SLOTS, BUFFERS, EVEN)),
+            (_produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
+                        tv_desc, tv2_desc, do_desc, do2_desc, dto_desc, dto2_desc, q_smem, q_smem2, kv_smem, kv_smem2,
+                        q_ready, q_empty, ready, empty, tiles, H, blocks, steps, D1, D2, SLOTS, BUFFERS)),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip

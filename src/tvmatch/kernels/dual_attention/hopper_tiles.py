@@ -1,0 +1,59 @@
+"""Tiles of 64 rows of a head, in shared memory, for the Hopper kernels.
+
+A head is D1 columns and then, where D2 is not 0, D2 more in a tile of their own (72 = 64 + 8 padded to 16), because a
+tile has power-of-two sides. Arrays of tiles come in pairs, `x_smem` and `x_smem2`, and so do descriptors.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma, warpgroup_mma
+
+LOG2E = gl.constexpr(1.4426950408889634)
+LN2 = gl.constexpr(0.6931471805599453)
+# Triton 3.8 renamed it.
+sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+
+
+@gluon.jit
+def load_parts(desc, desc2, b, h, row, bar, smem, smem2, tile, D1: gl.constexpr, D2: gl.constexpr):
+    """Start the copies of one tile; rows and columns beyond the tensor become zeros."""
+    tma.async_copy_global_to_shared(desc, [b, h, row, 0], bar, smem.index(tile))
+    if D2 > 0:
+        tma.async_copy_global_to_shared(desc2, [b, h, row, D1], bar, smem2.index(tile))
+
+
+@gluon.jit
+def part1(smem, tile, D1: gl.constexpr):
+    """The first D1 columns of a tile, [64, D1]."""
+    return smem.index(tile).reshape([64, D1])
+
+
+@gluon.jit
+def part2(smem2, tile, D2: gl.constexpr):
+    """The other columns of a tile, [64, D2]."""
+    return smem2.index(tile).reshape([64, D2])
+
+
+@gluon.jit
+def product(x, x2, i, y, y2, j, acc, FIRST: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr):
+    """Start acc += x_i y_j^T (acc = x_i y_j^T with FIRST) over both parts of the head."""
+    acc = warpgroup_mma(part1(x, i, D1), part1(y, j, D1).permute((1, 0)), acc, use_acc=not FIRST, is_async=True)
+    if D2 > 0:
+        acc = warpgroup_mma(part2(x2, i, D2), part2(y2, j, D2).permute((1, 0)), acc, is_async=True)
+    return acc
+
+
+@gluon.jit
+def put_parts(x, x2, smem, smem2, tile, D1: gl.constexpr, D2: gl.constexpr):
+    """Round a [64, D1] and a [64, D2] accumulator to 16 bits, into a tile that is no longer needed."""
+    part1(smem, tile, D1).store(x.to(smem.dtype))
+    if D2 > 0:
+        part2(smem2, tile, D2).store(x2.to(smem.dtype))
+
+
+@gluon.jit
+def store_parts(desc, desc2, b, h, row, smem, smem2, tile, D1: gl.constexpr, D2: gl.constexpr):
+    """Start the copies of one tile to memory; what lies beyond the tensor is dropped."""
+    tma.async_copy_shared_to_global(desc, [b, h, row, 0], smem.index(tile))
+    if D2 > 0:
+        tma.async_copy_shared_to_global(desc2, [b, h, row, D1], smem2.index(tile))
