@@ -65,7 +65,8 @@ class Decoders:
     def __init__(self, job: Job, workers: Workers = "auto", count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.job = job
-        self.count = count or min(cores, MOST)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine, each with decoders
+        self.count = count or max(1, min(cores // processes, MOST))
         self.processes = workers == "processes" or (workers == "auto" and cores >= MANY_CORES)
         self._pool: Executor | None = None
 

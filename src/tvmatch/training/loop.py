@@ -76,13 +76,13 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     with join_ranks(config.strategy, config.device) as ranks:
         check_shares(config, ranks)
         before = ranks.on_main(lambda: open_run(config))
-        source = (
-            source if source is not None else open_source(config.data, config.image_size, config.strict, config.crop)
-        )
-        state, header, module = prepare(config, source, ranks)
-        if before is not None:
-            resume(state, header, before, ranks)
         with contextlib.ExitStack() as stack:
+            if source is None:
+                source = open_source(config.data, config.image_size, config.strict, config.crop)
+                stack.callback(source.close)  # which names what had to be skipped
+            state, header, module = prepare(config, source, ranks)
+            if before is not None:
+                resume(state, header, before, ranks)
             # only now is anything written: an option that cannot work must not leave a folder that then refuses the
             # right one
             ranks.on_main(lambda: stack.enter_context(claim_run(config)) and None)
