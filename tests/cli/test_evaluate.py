@@ -11,7 +11,7 @@ def test_prints_a_table_and_writes_json(run: Path, capsys: pytest.CaptureFixture
     assert answer.code == 0
     values = json.loads((run / "evaluation.json").read_text())
     assert values["ema"] == 0.9
-    assert values["checkpoint"].endswith("step_00000016.safetensors")
+    assert values["checkpoint"].endswith("step_00000016")
     assert [(row["nfe"], row["w"]) for row in values["rows"]] == [(1, 1.5), (2, 1.5), (1, 2.0), (2, 2.0)]
     for row in values["rows"]:
         assert row["frechet"] > 0

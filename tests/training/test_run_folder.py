@@ -120,6 +120,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         "recompute": "full",
         "strategy": "single",
         "accumulate": 2,
+        "graphs": "off",
     }
     assert other.keys() | {"run"} == MAY_CHANGE
     assert open_run(tiny_config(tmp_path, **other)) == checkpoint_path(tmp_path, 4)
