@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""The fused layers' kernels against the time that their memory traffic needs.
+
+    python benchmarks/fused_layers.py [--json FILE]      (a GPU)
+
+Shapes are those of DiT-XL/2 at batch 64 and of DiT-S/4 at batch 1024. `ideal` reads every input once and writes every
+output once at the rate of a device-to-device copy in the same run.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import tvmatch.kernels.head_norm
+import tvmatch.kernels.modulated_norm  # noqa: F401  (defines the operators)
+
+SHAPES = ((64, 256, 1152, 18), (1024, 64, 384, 6))  # batch, tokens, size, heads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU here: these kernels are timed on one")
+    rate = copy_rate()
+    rows = [row for shape in SHAPES for row in measure(*shape, rate)]
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy_terabytes_per_second": rate / 1e12,
+        "rows": rows,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def copy_rate() -> float:
+    """Bytes read and written a second by a copy of 2 GiB."""
+    source = torch.empty(2**29, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / (microseconds(lambda: target.copy_(source)) * 1e-6)
+
+
+def measure(batch: int, tokens: int, size: int, heads: int, rate: float) -> list[dict]:
+    ops = torch.ops.tvmatch
+    x, tx, gy, gty = (torch.randn(batch, tokens, size, device="cuda") for _ in range(4))
+    u, tu, gh, gth = (torch.randn(batch, tokens, size, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    shift, scale, gate, tshift, tscale, tgate = torch.randn(batch, 6, 1, size, device="cuda").unbind(1)
+    primals, tangents = [x, shift, scale, gate, u], [tx, tshift, tscale, tgate, tu]
+    qkv, tqkv = (torch.randn(batch, tokens, 3 * size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.ones(size // heads, device="cuda")
+    g = [torch.randn(batch, tokens, heads, size // heads, device="cuda", dtype=torch.bfloat16) for _ in range(6)]
+    g = [part.transpose(1, 2) for part in g]
+    cases: dict[str, tuple[Callable[[], object], int]] = {  # with the number of 16-bit streams that they move
+        "norm, added, pair": (lambda: ops.modulated_norm(primals, tangents, 1e-6, torch.bfloat16), 12),
+        "norm, added": (lambda: ops.modulated_norm(primals, [], 1e-6, torch.bfloat16), 6),
+        "norm, pair": (lambda: ops.modulated_norm(primals[:3], tangents[:3], 1e-6, torch.bfloat16), 6),
+        "norm, added, pair, backward": (
+            lambda: ops.modulated_norm_backward([x, scale, gate, u], [tx, tscale, tgate, tu], [gy, gh, gty, gth], 1e-6),
+            18,
+        ),
+        "norm, added, backward": (lambda: ops.modulated_norm_backward([x, scale, gate, u], [], [gy, gh], 1e-6), 9),
+        "norm, pair, backward": (
+            lambda: ops.modulated_norm_backward([x, scale], [tx, tscale], [gy, gh, gty, gth], 1e-6),
+            14,
+        ),
+        "heads, pair": (lambda: ops.head_norm(qkv, tqkv, weight, weight, heads, 1e-6, False), 8),
+        "heads, with values": (lambda: ops.head_norm(qkv, None, weight, weight, heads, 1e-6, True), 6),
+        "heads, pair, backward": (lambda: ops.head_norm_backward(qkv, tqkv, weight, weight, g, heads, 1e-6), 16),
+        "heads, backward": (lambda: ops.head_norm_backward(qkv, None, weight, weight, g[:3], heads, 1e-6), 8),
+    }
+    rows = []
+    for name, (call, streams) in cases.items():
+        ideal = streams * 2 * batch * tokens * size / rate * 1e6
+        rows.append(
+            {"kernel": name, "shape": [batch, tokens, size, heads], "us": microseconds(call), "ideal_us": ideal}
+        )
+        print(f"{batch}x{tokens}x{size} {name:>28}: {rows[-1]['us']:7.0f} us, ideal {ideal:5.0f} us", flush=True)
+    return rows
+
+
+def microseconds(call: Callable[[], object], repeats: int = 20) -> float:
+    """Median time on the device."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

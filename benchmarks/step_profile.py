@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Where the time of a training step goes: kernels by name and kind, idle time, what the host needs to launch it.
+
+    python benchmarks/step_profile.py [--network DiT-XL/2 --batch 64 ...] [--graphs off]      (a GPU)
+
+What it printed on an H200 lies in benchmarks/results/step_profile_h200.txt.
+"""
+
+import argparse
+import collections
+import collections.abc
+import time
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tvmatch.flow_map import FlowMap
+from tvmatch.networks.presets import build_network, network_config
+from tvmatch.objectives import Part
+from tvmatch.training.bench import matmul_tflops
+from tvmatch.training.build import build_objective
+from tvmatch.training.config import TrainConfig
+from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.engine import prepare_objective
+from tvmatch.training.step_gradient import StepGradient
+
+KINDS = {  # by parts of a kernel's name, in this order
+    "attention": ("dual", "hopper", "flash", "sdpa", "fmha", "cudnn"),
+    "products": ("gemm", "nvjet", "cutlass", "cublas"),
+    "compiler": ("triton_",),
+    "optimiser and averages": ("multi_tensor",),
+    "fused layers": ("forward_kernel", "backward_kernel"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="DiT-XL/2")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--objective", default="terminal-velocity")
+    parser.add_argument("--guidance", default="2")
+    parser.add_argument("--recompute", default="none")
+    parser.add_argument("--graphs", choices=("on", "off"), default="off")
+    parser.add_argument("--show", type=int, default=40, help="kernels to list")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU here: a profile of kernels needs one")
+    device = torch.device("cuda")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, matmul {matmul_tflops(device):.0f} TFLOP/s")
+    step = make_step(options, device)
+    for number in range(8):
+        step(number)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for number in range(8, 12):
+        step(number)
+    host = (time.perf_counter() - began) / 4
+    torch.cuda.synchronize()
+    whole = (time.perf_counter() - began) / 4
+    memory = torch.cuda.max_memory_allocated() / 2**30
+    print(f"a step takes {whole * 1e3:.1f} ms, launching it {host * 1e3:.1f} ms; peak {memory:.1f} GiB")
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
+        for number in range(12, 14):
+            step(number)
+        torch.cuda.synchronize()
+    report(record, 2, options.show)
+
+
+def make_step(options: argparse.Namespace, device: torch.device) -> collections.abc.Callable[[int], None]:
+    """The loop's own step on random data."""
+    torch.manual_seed(0)
+    with device:
+        shape = network_config(options.network, options.image_size, options.channels, options.classes)
+        flow = FlowMap(build_network(shape))
+    objective = build_objective(TrainConfig(objective=options.objective, guidance=options.guidance), flow)
+    ema = EvaluationEma(flow, TrainConfig().evaluation_ema)
+    prepare_objective(objective, torch.bfloat16, True, options.recompute)
+    parameters = list(flow.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    gradient = StepGradient(objective, objective, optimizer, options.graphs == "on")
+    x0 = torch.randn(options.batch, options.channels, options.image_size, options.image_size, device=device)
+    label = torch.arange(options.batch, device=device) % options.classes
+
+    def step(number: int) -> None:
+        objective.seed(number)
+        gradient(x0, label, Part(0, options.batch, options.batch))
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
+        gradient.clear()
+        averages = [*ema.at(number)] + ([(objective.target, 0.99)] if objective.target is not None else [])
+        move_towards(averages, flow)
+
+    return step
+
+
+def report(record: profile, steps: int, show: int) -> None:
+    """Kernels of a recording: the sum of each kind, the time between them, and the longest, in ms a step."""
+    events = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in record.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(("ProfilerStep", "Optimizer.", "aten::", "Torch-Compiled"))
+    )
+    by_name: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0])
+    kinds: dict[str, float] = collections.defaultdict(float)
+    idle, end = 0.0, events[0][0]
+    for start, stop, name in events:
+        idle += max(0.0, start - end)
+        end = max(end, stop)
+        by_name[name][0] += (stop - start) / 1e3 / steps
+        by_name[name][1] += 1 / steps
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "other")
+        kinds[kind] += (stop - start) / 1e3 / steps
+    print(f"kernels {sum(kinds.values()):.1f} ms, idle between them {idle / 1e3 / steps:.1f} ms (under the profiler)")
+    for kind, milliseconds in sorted(kinds.items(), key=lambda item: -item[1]):
+        print(f"{milliseconds:8.1f} ms  {kind}")
+    for name, (milliseconds, count) in sorted(by_name.items(), key=lambda item: -item[1][0])[:show]:
+        print(f"{milliseconds:8.2f} ms {count:6.0f} x {milliseconds / count * 1e3:8.1f} us  {name[:120]}")
+
+
+if __name__ == "__main__":
+    main()
