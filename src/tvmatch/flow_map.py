@@ -1,5 +1,7 @@
 """The flow map of a network: jumps between any two times, and their terminal velocity (DESIGN section 1)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,15 @@ from tvmatch.checks import check_data, check_guidance, check_labels, check_times
 from tvmatch.interpolant import per_sample
 from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import TangentError, check_pair, push_forward
+
+
+class Jump(NamedTuple):
+    """A jump and its velocity at the end time, with the network's part in them; each has the shape of x."""
+
+    x_s: Tensor  # x + f(x, t, s)
+    df_ds: Tensor  # w [F + (s - t) dF/ds]
+    output: Tensor  # F
+    slope: Tensor  # dF/ds
 
 
 class FlowMap(nn.Module):
@@ -49,12 +60,18 @@ class FlowMap(nn.Module):
         One forward-mode pass with tangents (0, 0, 1) for (x, t, s); gradients flow back through both results, or with
         `detach_jvp` not through dF/ds (an ablation).
         """
+        return self.jump_with_velocity(x, t, s, label, w, detach_jvp)[:2]
+
+    def jump_with_velocity(
+        self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, detach_jvp: bool = False
+    ) -> Jump:
+        """`terminal_velocity` together with the F and dF/ds that it is made of."""
         output, slope = self.network_derivative(x, t, s, label, w, Tangents(s=torch.ones_like(s)))
         if detach_jvp:
             slope = slope.detach()
         gap = per_sample(s - t, x)
         factor = self._factor(w, x)
-        return x + factor * gap * output, factor * (output + gap * slope)
+        return Jump(x + factor * gap * output, factor * (output + gap * slope), output, slope)
 
     def network_derivative(
         self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, tangents: Tangents

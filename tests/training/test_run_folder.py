@@ -113,6 +113,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         "sample_every": 3,
         "checkpoint_every": 9,
         "keep_checkpoints": 4,
+        "max_skipped": 3,
         "device": "auto",
         "strict": True,
         "precision": "float32",

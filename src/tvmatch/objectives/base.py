@@ -14,11 +14,27 @@ def mean_square(error: Tensor) -> Tensor:
     return error.square().flatten(1).mean(1)
 
 
+@torch.no_grad()
+def root_mean_square(x: Tensor) -> Tensor:
+    """[B, ...] -> [B]: the norm of each sample divided by the root of its number of elements, detached."""
+    return mean_square(x.detach()).sqrt()
+
+
+class SampleFigures(NamedTuple):
+    """Figures of each sample [B] at its times, for the instruments (`tvmatch.training.instruments`); detached."""
+
+    figures: dict[str, Tensor]
+    t: Tensor
+    s: Tensor | None = None  # None: the figures belong to the one time t
+
+
 class StepLoss(NamedTuple):
-    """What a training step computes: the loss to descend, and its parts for the log (detached, scalar)."""
+    """What a training step computes: the loss to descend, its parts for the log (detached, scalar), and figures of
+    each sample by its times."""
 
     loss: Tensor
     terms: dict[str, Tensor]
+    samples: tuple[SampleFigures, ...] = ()
 
 
 class Part(NamedTuple):

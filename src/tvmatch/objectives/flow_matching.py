@@ -9,7 +9,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, GuidanceScheme, drop_labels, guided_target
 from tvmatch.interpolant import conditional_velocity, interpolate
-from tvmatch.objectives.base import Objective, Part, StepLoss, mean_square
+from tvmatch.objectives.base import Objective, Part, SampleFigures, StepLoss, mean_square
 from tvmatch.times import LogitNormal, TimeScheme
 
 
@@ -52,15 +52,16 @@ class FlowMatching(Objective):
         g, batch = self.generator, part.whole
         label, w = drop_labels(part.spread(label), self.guidance(batch, g), self.label_dropout, g)
         noise = torch.randn((batch, *x0.shape[1:]), generator=g, device=x0.device, dtype=x0.dtype)
-        r = self.times(batch, g).to(x0.dtype)
-        loss = self.terms(
+        r = part.cut(self.times(batch, g).to(x0.dtype))
+        losses = self.terms(
             self.flow,
             self.target,
             x0=x0,
             noise=part.cut(noise),
-            r=part.cut(r),
+            r=r,
             label=part.cut(label),
             w=part.cut(w.to(x0.dtype)),
             guided=not self.guidance.always_one,
-        ).mean()
-        return StepLoss(loss, {"boundary": loss.detach()})
+        )
+        loss = losses.mean()
+        return StepLoss(loss, {"boundary": loss.detach()}, (SampleFigures({"boundary": losses.detach()}, r),))

@@ -15,17 +15,19 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, GuidanceScheme, drop_labels, guided_target
 from tvmatch.interpolant import conditional_velocity, interpolate
-from tvmatch.objectives.base import Objective, Part, StepLoss, mean_square
+from tvmatch.objectives.base import Objective, Part, SampleFigures, StepLoss, mean_square, root_mean_square
 from tvmatch.times import JumpScheme, LogitNormal, TimeScheme, TruncatedGap
 
 SAME_TIME = 1e-6  # t - s below this is a jump of length zero: nothing to match
 
 
 class Terms(NamedTuple):
-    """The two parts of the loss of each sample, [B] each."""
+    """The two parts of the loss of each sample, [B] each, and for the instruments, detached, two norms [B]."""
 
     terminal: Tensor
     boundary: Tensor
+    output_rms: Tensor  # root mean square of F(x_t, t, s)
+    slope_rms: Tensor  # root mean square of (t - s) dF/ds there: how far the jump is from a straight line
 
 
 class TerminalVelocityMatching(Objective):
@@ -78,7 +80,10 @@ class TerminalVelocityMatching(Objective):
         unconditional half is left out.
         """
         x_t, x_r = interpolate(x0, noise, t), interpolate(x0, noise, r)
-        x_s, df_ds = flow.terminal_velocity(x_t, t, s, label, w, detach_jvp=detach_jvp)
+        jump = flow.jump_with_velocity(x_t, t, s, label, w, detach_jvp=detach_jvp)
+        # a network that overflows must reach the loss, where the trainer sees it, and not the check of the data: the
+        # same numbers are in df/ds, so the loss is not finite either
+        x_s = jump.x_s.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         boundary_target = conditional_velocity(x0, noise)
         with torch.no_grad():
             if guided:
@@ -92,27 +97,32 @@ class TerminalVelocityMatching(Objective):
                 boundary_target = guided_target(boundary_target, unconditional, w)
             else:
                 terminal_target = target_flow.velocity(x_s, s, label, w)
-        terminal = mean_square(df_ds - terminal_target)
+        terminal = mean_square(jump.df_ds - terminal_target)
         terminal = torch.where(t - s > SAME_TIME, terminal, torch.zeros_like(terminal))
         boundary = mean_square(flow.velocity(x_r, r, label, w) - boundary_target)
         weight = w.square().reciprocal() if weighted else torch.ones_like(w)
-        return Terms(weight * terminal, weight * boundary)
+        return Terms(
+            weight * terminal,
+            weight * boundary,
+            output_rms=root_mean_square(jump.output),
+            slope_rms=(t - s) * root_mean_square(jump.slope),
+        )
 
     def forward(self, x0: Tensor, label: Tensor, part: Part | None = None) -> StepLoss:
         part = part or Part(0, len(x0), len(x0))
         g, batch = self.generator, part.whole
         label, w = drop_labels(part.spread(label), self.guidance(batch, g), self.label_dropout, g)
         noise = torch.randn((batch, *x0.shape[1:]), generator=g, device=x0.device, dtype=x0.dtype)
-        t, s = self.jumps(batch, g)
-        r = self.times(batch, g)
+        t, s = (part.cut(time.to(x0.dtype)) for time in self.jumps(batch, g))
+        r = part.cut(self.times(batch, g).to(x0.dtype))
         terms = self.terms(
             self.flow,
             self.target,
             x0=x0,
             noise=part.cut(noise),
-            t=part.cut(t.to(x0.dtype)),
-            s=part.cut(s.to(x0.dtype)),
-            r=part.cut(r.to(x0.dtype)),
+            t=t,
+            s=s,
+            r=r,
             label=part.cut(label),
             w=part.cut(w.to(x0.dtype)),
             weighted=self.weighted,
@@ -120,4 +130,9 @@ class TerminalVelocityMatching(Objective):
             guided=not self.guidance.always_one,
         )
         terminal, boundary = terms.terminal.mean(), terms.boundary.mean()
-        return StepLoss(terminal + boundary, {"terminal": terminal.detach(), "boundary": boundary.detach()})
+        jumps = {"terminal": terms.terminal.detach(), "output_rms": terms.output_rms, "slope_rms": terms.slope_rms}
+        return StepLoss(
+            terminal + boundary,
+            {"terminal": terminal.detach(), "boundary": boundary.detach()},
+            (SampleFigures(jumps, t, s), SampleFigures({"boundary": terms.boundary.detach()}, r)),
+        )

@@ -53,6 +53,7 @@ class TrainConfig:
     beta2: float = 0.95
     weight_decay: float = 0.0
     clip_gradient: float = 1.0  # largest gradient norm (inf: no clipping)
+    max_skipped: int = 10  # steps in a row that are skipped, their loss or gradient not finite, before the run stops
     target_ema: float = 0.99  # decay of the target network of the loss
     evaluation_ema: tuple[float, ...] = (0.99, 0.999)  # decays of the weights that are kept for sampling
     seed: int = 0
@@ -73,7 +74,7 @@ class TrainConfig:
         parse_guidance(self.guidance)
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("sample_every", "warmup_steps", "weight_decay", "seed"):
+        for name in ("sample_every", "warmup_steps", "weight_decay", "max_skipped", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "clip_gradient"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")

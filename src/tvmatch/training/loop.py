@@ -29,6 +29,7 @@ from tvmatch.networks.presets import network_config
 from tvmatch.networks.probe import verify_tangents
 from tvmatch.objectives import Objective, Part, TerminalVelocityMatching
 from tvmatch.pictures import save_png
+from tvmatch.training.attention_probe import probe
 from tvmatch.training.build import build_flow, build_objective
 from tvmatch.training.checkpoint import (
     CheckpointError,
@@ -41,7 +42,8 @@ from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute, gradient_exchange
 from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
-from tvmatch.training.preview import draw_preview
+from tvmatch.training.instruments import Instruments, Reading
+from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
@@ -71,7 +73,8 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
 
     `source` overrides `config.data`. Everything is written under `config.run`. Every process of a run that torchrun
     started calls it alike. Raises `DataError`, `RunFolderError`, `CheckpointError` or `ValueError` before training for
-    what cannot work, `TrainingError` on a non-finite loss, `RanksError` where processes differ or are gone.
+    what cannot work, `TrainingError` when more than `config.max_skipped` steps in a row are not finite, `RanksError`
+    where processes differ or are gone.
     """
     with join_ranks(config.strategy, config.device) as ranks:
         check_shares(config, ranks)
@@ -229,8 +232,9 @@ class _Run:
         self.board: SummaryWriter | None = None
         self.draws = bool(config.sample_every) and (ranks.main or ranks.strategy == "fsdp")  # gathers its weights
         self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device)
-        self.sums: dict[str, Tensor] = {}
-        self.counted, self.since = 0, time.perf_counter()
+        self.instruments = Instruments(state.skipped, ranks.count)
+        self.seen: tuple[Tensor, Tensor] | None = None  # the last batch, for the attention probe
+        self.since = time.perf_counter()
         self.images, self.seconds = 0, 0.0
 
     def go(self) -> TrainingResult:
@@ -292,21 +296,21 @@ class _Run:
         warmup = min(1.0, (state.step + 1) / max(config.warmup_steps, 1))
         for group in state.optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup
-        figures = self.backward(images, label)
+        self.backward(images, label)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient, foreach=True)
-        self.collect({**figures, "gradient_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
-        state.optimizer.step()
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        state.descend(self.instruments.decide(norm, state.step), config.target_ema)
         self.gradient.clear()
-        state.move_averages(config.target_ema)
-        state.step += 1
         self.images += config.batch_size
+        self.seen = images, label
+        self.look()
 
-    def backward(self, images: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """The gradient of the whole batch's mean loss, over all ranks and micro-steps; this rank's mean of the figures.
+    def backward(self, images: Tensor, label: Tensor) -> None:
+        """The gradient of the whole batch's mean loss, over all ranks and micro-steps.
 
         Every micro-step of every rank makes the same draws, for the whole batch, and takes its own part of them.
         """
-        config, figures = self.config, {}
+        config = self.config
         count = len(images) // config.accumulate
         for micro in range(config.accumulate):
             here = slice(micro * count, (micro + 1) * count)
@@ -314,45 +318,59 @@ class _Run:
             self.objective.seed(step_seed(config.seed, self.state.step))
             with gradient_exchange(self.module, now=micro == config.accumulate - 1):
                 result = self.gradient(to_network_range(images[here]), label[here], part, 1 / config.accumulate)
-            for name, value in {"loss": result.loss, **result.terms}.items():
-                share = value / config.accumulate
-                figures[name] = figures[name] + share if name in figures else share
-        return figures
+            self.instruments.observe(result)
 
-    def collect(self, figures: dict[str, Tensor]) -> None:
-        """Add up figures on the device; on a CPU, where looking costs nothing, refuse a non-finite one at once."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.counted += 1
-        if self.device.type == "cpu" and not all(math.isfinite(value) for value in figures.values()):
-            self.refuse({name: float(value) for name, value in figures.items()})
+    def look(self) -> None:
+        """On a CPU, where that costs nothing, look after every step whether too many in a row were skipped. On a GPU
+        `report` does: a few steps later, but with the same weights, and before the next checkpoint."""
+        if self.device.type == "cpu" and int(self.state.skipped.in_a_row) > self.config.max_skipped:
+            self.refuse(self.instruments.read())
 
     def report(self) -> dict[str, float]:
-        """Write the mean of the figures since the last report, over steps and ranks, and return them."""
-        if not self.counted:
+        """Write what the steps since the last report have shown, and return the figures for the progress line."""
+        if not self.instruments.steps:
             return {}
-        values = self.ranks.mean(torch.stack(list(self.sums.values())) / self.counted).tolist()
-        means = dict(zip(self.sums, values, strict=True))
-        if not all(math.isfinite(value) for value in means.values()):
-            self.refuse(means)
+        reading = self.instruments.read()
+        if reading.longest_row > self.config.max_skipped:
+            self.refuse(reading)
         now = time.perf_counter()
-        seconds = now - self.since
+        seconds, self.since = now - self.since, now
         self.seconds += seconds
-        speed = self.counted * self.config.batch_size / seconds
-        self.sums, self.counted, self.since = {}, 0, now
+        speed = reading.steps * self.config.batch_size / seconds
+        scalars = {**reading.scalars(), "images_per_second": speed}
+        logits = self.attention_logits()
+        if logits:
+            scalars["largest_attention_logit"] = max(logits)
         if self.metrics is not None and self.board is not None:
-            self.metrics.write({"step": self.state.step, **means, "images_per_second": speed})
-            for name, value in {**means, "images_per_second": speed}.items():
+            by_block = {"largest_attention_logit_by_block": logits} if logits else {}
+            self.metrics.write({"step": self.state.step, **scalars, **by_block, **reading.tables()})
+            for name, value in {**scalars, **reading.scalars_by_time()}.items():
                 self.board.add_scalar(name, value, self.state.step)
-        return {**means, "images/s": speed}
+        if reading.skipped:
+            self.progress.say(
+                f"{reading.skipped} of the last {reading.steps} steps were skipped, their loss or gradient not finite "
+                f"({reading.skipped_text()})"
+            )
+        shown = {name: value for name, value in reading.figures.items() if not name.endswith("_rms")}
+        return shown | {"images/s": speed}
 
-    def refuse(self, figures: dict[str, float]) -> None:
-        """A non-finite figure: stop before it reaches a checkpoint."""
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    def attention_logits(self) -> list[float]:
+        """On rank 0, the largest attention logit of each block on a few samples of the last batch; empty if one is not
+        finite. Under FSDP the other ranks lend their shards."""
+        if self.seen is None or not (self.ranks.main or self.ranks.strategy == "fsdp"):
+            return []
+        network, (images, label) = self.objective.flow.network, self.seen
+        logits = probe(network, to_network_range(images), label, default_w(self.config.guidance, network.num_classes))
+        return logits if all(math.isfinite(value) for value in logits) else []
+
+    def refuse(self, reading: Reading) -> None:
+        """Too many steps in a row were not finite: stop, with weights that no such step has touched."""
         self.saver.wait()  # what is being written is of an earlier step, and good
         raise TrainingError(
-            f"step {self.state.step}: a figure is not finite ({listed}). {last_checkpoint_text(self.config.run)} "
-            "Start another --run with a lower --learning-rate or --clip-gradient."
+            f"step {self.state.step}: {reading.longest_row} steps in a row were not finite, and --max-skipped allows "
+            f"{self.config.max_skipped} ({reading.skipped_text()}). They were skipped and have changed no weight. "
+            f"{last_checkpoint_text(self.config.run)} "
+            "Start another --run with a lower --learning-rate or --clip-gradient; see docs/stability.md."
         )
 
     def preview(self) -> None:
@@ -364,7 +382,7 @@ class _Run:
         if self.board is not None:
             save_png(picture, self.config.run / "samples" / f"step_{self.state.step:08d}.png")
             self.board.add_image("samples", np.asarray(picture), self.state.step, dataformats="HWC")
-        self.since = time.perf_counter() if not self.counted else self.since
+        self.since = time.perf_counter() if not self.instruments.steps else self.since
 
     def save(self) -> Path:
         """Begin to write a checkpoint of this step, unless the ranks have drifted apart."""

@@ -31,6 +31,7 @@ MAY_CHANGE = frozenset(
         "sample_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "max_skipped",
         "device",
         "strict",
         "precision",

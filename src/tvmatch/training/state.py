@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tvmatch.networks.dit import DiTConfig
 from tvmatch.objectives import Objective
 from tvmatch.training.checkpoint import CheckpointError, load_checkpoint, read_shapes
 from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.skipping import SkippedSteps
 
 ADAMW_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for every parameter
 
@@ -27,6 +28,10 @@ class TrainingState:
     ema: EvaluationEma
     optimizer: torch.optim.Optimizer
     step: int = 0  # training steps done
+    skipped: SkippedSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.skipped = SkippedSteps(next(self.objective.flow.parameters()).device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under its name in a checkpoint."""
@@ -38,7 +43,7 @@ class TrainingState:
         for name, parameter in self.objective.flow.named_parameters():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
-        return named
+        return named | self.skipped.tensors()
 
     def load(self, path: Path, step: int, group: dist.ProcessGroup | None = None) -> None:
         """Continue from a checkpoint, of any number of ranks. `CheckpointError` names what is missing, left over or
@@ -58,12 +63,16 @@ class TrainingState:
             self.optimizer.state[parameter][slot] = goal[key]
         self.step = step
 
-    def move_averages(self, target_decay: float) -> None:
-        """After a step of the optimiser: the target and every evaluation average follow the flow map."""
+    def descend(self, skip: Tensor, target_decay: float) -> None:
+        """A step of the optimiser, after which the target and every evaluation average follow the flow map. Where
+        `skip` is 1 (float32, on the device) every bit stays as it was."""
+        self.optimizer.found_inf = skip  # what fused optimisers look at
+        self.optimizer.step()
         moving = self.ema.at(self.step)
         if self.objective.target is not None:
             moving.append((self.objective.target, target_decay))
-        move_towards(moving, self.objective.flow)
+        move_towards(moving, self.objective.flow, skip)
+        self.step += 1
 
 
 def ema_prefix(decay: float) -> str:
