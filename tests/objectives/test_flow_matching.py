@@ -30,3 +30,12 @@ def test_without_guidance_it_learns_the_conditional_velocity(flow: FlowMap) -> N
     r = given["r"][:, None, None, None]
     u = flow.velocity((1 - r) * given["x0"] + r * given["noise"], given["r"], given["label"], ones)
     torch.testing.assert_close(loss, (u - (given["noise"] - given["x0"])).square().mean((1, 2, 3)))
+
+
+def test_the_step_reports_its_samples_by_their_one_time(flow: FlowMap) -> None:
+    step = FlowMatching(flow)(torch.randn(4, 2, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2, -1]))
+    (samples,) = step.samples
+    assert samples.s is None
+    assert samples.t.shape == (4,)
+    torch.testing.assert_close(samples.figures["boundary"].mean(), step.loss.detach())
+    assert not samples.figures["boundary"].requires_grad

@@ -103,8 +103,8 @@ def test_weight_is_one_over_w_squared(flow: FlowMap, small_config) -> None:
     target, given = target_of(flow, small_config), draws()
     weighted = TerminalVelocityMatching.terms(flow, target, **given)
     plain = TerminalVelocityMatching.terms(flow, target, **given, weighted=False)
-    for a, b in zip(weighted, plain, strict=True):
-        torch.testing.assert_close(a * given["w"] ** 2, b)
+    torch.testing.assert_close(weighted.terminal * given["w"] ** 2, plain.terminal)
+    torch.testing.assert_close(weighted.boundary * given["w"] ** 2, plain.boundary)
 
 
 def test_no_gradient_reaches_the_target(flow: FlowMap, small_config) -> None:
@@ -142,3 +142,38 @@ def test_the_step_reports_its_parts(flow: FlowMap) -> None:
     assert set(step.terms) == {"terminal", "boundary"}
     torch.testing.assert_close(step.loss.detach(), sum(step.terms.values()))
     assert not any(value.requires_grad for value in step.terms.values())
+
+
+def test_the_step_reports_its_samples_by_time(flow: FlowMap) -> None:
+    objective = TerminalVelocityMatching(flow, guidance=FixedGuidance(2.0))
+    objective.seed(0)
+    step = objective(draws()["x0"], draws()["label"])
+    jumps, boundary = step.samples
+    for name, samples in (("terminal", jumps), ("boundary", boundary)):
+        torch.testing.assert_close(samples.figures[name].mean(), step.terms[name])
+    assert bool((jumps.t >= jumps.s).all())
+    assert boundary.s is None
+    tensors = [*jumps.figures.values(), *boundary.figures.values(), jumps.t, jumps.s, boundary.t]
+    assert all(value.shape == (4,) and not value.requires_grad for value in tensors)
+
+
+def test_norms_are_those_of_the_network_and_of_its_slope(flow: FlowMap) -> None:
+    """Against central differences of the network itself."""
+    given = draws()
+    terms = TerminalVelocityMatching.terms(flow, flow, **given)
+    t, s, label, w = (given[name] for name in ("t", "s", "label", "w"))
+    time = t[:, None, None, None]
+    x_t = (1 - time) * given["x0"] + time * given["noise"]
+    with torch.no_grad():
+        ahead, here, behind = (flow.network(x_t, t, s + h, label, w) for h in (1e-5, 0.0, -1e-5))
+    slope = (t - s)[:, None, None, None] * (ahead - behind) / 2e-5
+    torch.testing.assert_close(terms.output_rms, here.square().mean((1, 2, 3)).sqrt())
+    torch.testing.assert_close(terms.slope_rms, slope.square().mean((1, 2, 3)).sqrt(), rtol=1e-5, atol=1e-8)
+
+
+def test_a_network_that_overflows_gives_a_loss_that_is_not_finite(flow: FlowMap) -> None:
+    """And no complaint about the data: the trainer skips such steps and counts them."""
+    with torch.no_grad():
+        flow.network.final.linear.bias[0] = float("inf")
+    terms = TerminalVelocityMatching.terms(flow, flow, **draws())
+    assert not bool(terms.terminal.isfinite().any())

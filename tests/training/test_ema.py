@@ -39,6 +39,28 @@ def test_every_weight_moves_by_the_same_share(flow: FlowMap) -> None:
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * flow.state_dict()[name])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.5, 0.99, 0.9999, 1.0])
+def test_where_skip_is_0_it_moves_as_without(flow: FlowMap, small_config: DiTConfig, decay: float) -> None:
+    for dtype, rtol in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        source = copy.deepcopy(flow).to(dtype)
+        first = FlowMap(randomise(DiT(small_config))).to(dtype)
+        second = copy.deepcopy(first)
+        move_towards([(first, decay)], source)
+        move_towards([(second, decay)], source, torch.tensor(0.0))
+        exact = {"rtol": 0, "atol": 0} if decay in (0.0, 1.0) else {"rtol": rtol, "atol": rtol}
+        torch.testing.assert_close(second.state_dict(), first.state_dict(), **exact)
+        torch.testing.assert_close(source.state_dict(), copy.deepcopy(flow).to(dtype).state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_where_skip_is_1_no_bit_changes(flow: FlowMap, decay: float) -> None:
+    ema, before = EvaluationEma(flow, (decay, 0.7)), copy.deepcopy(flow.state_dict())
+    set_all(flow, float("nan"))
+    move_towards(ema.at(100), flow, torch.tensor(1.0))
+    for moved in ema.flows.values():
+        assert all(torch.equal(value, before[name]) for name, value in moved.state_dict().items())
+
+
 def test_closed_form_after_many_steps(flow: FlowMap) -> None:
     """Towards a constant 1 from 0, at decay d: 1 - d^n."""
     average = copy.deepcopy(flow)

@@ -39,11 +39,12 @@ def snapshot(state: TrainingState) -> dict[str, torch.Tensor]:
 def test_names() -> None:
     state = fresh()
     kinds = {name.split(".network.")[0] for name in state.tensors()}
-    assert kinds == {"flow", "target", "ema.0.5", "ema.0.9"}
+    assert kinds == {"flow", "target", "ema.0.5", "ema.0.9", "skipped.total", "skipped.in_a_row"}
     kinds = {name.split(".network.")[0] for name in train_a_little(state).tensors()}
     assert kinds == {
         *("flow", "target", "ema.0.5", "ema.0.9"),
         *("optimizer.step", "optimizer.exp_avg", "optimizer.exp_avg_sq"),
+        *("skipped.total", "skipped.in_a_row"),
     }
 
 
@@ -119,6 +120,15 @@ def test_something_missing_or_misshapen_is_named_and_nothing_is_loaded(tmp_path:
         after = state.tensors()
         assert after.keys() == before.keys()
         assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_skipped_steps_are_restored(tmp_path: Path) -> None:
+    state = train_a_little(fresh())
+    for bad in (1.0, float("nan"), float("nan")):
+        state.skipped.decide(torch.tensor(bad))
+    loaded = fresh()
+    loaded.load(save(snapshot(state), tmp_path), 2)
+    assert (int(loaded.skipped.total), int(loaded.skipped.in_a_row)) == (2, 2)
 
 
 def test_other_averages_are_another_objective(tmp_path: Path) -> None:
