@@ -25,10 +25,7 @@ def train_a_little(state: TrainingState, steps: int = 2) -> TrainingState:
     x0 = torch.randn(4, 1, 8, 8)
     for _ in range(steps):
         state.objective(x0, torch.tensor([0, 1, 2, -1])).loss.backward()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.move_averages(0.9)
-        state.step += 1
+        state.descend(torch.tensor(0.0), 0.9)
     return state
 
 

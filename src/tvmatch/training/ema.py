@@ -11,9 +11,7 @@ from tvmatch.flow_map import FlowMap
 
 
 @torch.no_grad()
-def move_towards(
-    averages: Sequence[tuple[nn.Module, float]], source: nn.Module, skip: Tensor | None = None
-) -> None:
+def move_towards(averages: Sequence[tuple[nn.Module, float]], source: nn.Module, skip: Tensor | None = None) -> None:
     """average <- decay * average + (1 - decay) * source, for every parameter of every (average, decay), fused; decay 0
     copies. Under FSDP each rank moves the shards that it holds.
 
