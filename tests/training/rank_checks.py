@@ -32,14 +32,15 @@ def gradient(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
         loaded = {name: whole(value) for name, value in state.tensors().items()}
         run = loop._Run(config, SOURCE, state, header, module, ranks, False)
         images = torch.from_numpy(SOURCE.batch(run.stream.indices(state.step)))
-        figures = run.backward(images, torch.from_numpy(SOURCE.labels[run.stream.indices(state.step)]))
+        run.backward(images, torch.from_numpy(SOURCE.labels[run.stream.indices(state.step)]))
         named = state.objective.flow.named_parameters()
         gradients = {name: whole(parameter.grad) for name, parameter in named}
         before = {decay: [whole(p) for p in flow.parameters()] for decay, flow in state.ema.flows.items()}
         state.move_averages(0.75)
-        loss = ranks.mean(figures["loss"])
+        run.instruments.decide(torch.tensor(0.0), state.step)
+        loss = run.instruments.read().figures["loss"]
         return {
-            "loss": float(loss),
+            "loss": loss,
             "gradients": gradients,
             "loaded": loaded,
             "average": {name: whole(value) for name, value in state.tensors().items() if name.startswith("ema.0.9.")},
@@ -90,6 +91,16 @@ class Patched(loop._Run):
             self.happen()
 
 
+class Overflowing(loop._Run):
+    """On the last rank the loss of the third step is not finite; its gradient is, so the other ranks see nothing."""
+
+    def backward(self, images: torch.Tensor, label: torch.Tensor) -> None:
+        super().backward(images, label)
+        if self.state.step == 2 and self.ranks.rank == self.ranks.count - 1:
+            figures, bins = self.instruments._observed[-1]
+            self.instruments._observed[-1] = torch.full_like(figures, float("inf")), bins
+
+
 class Signalled(Patched):
     def happen(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -108,7 +119,7 @@ class Dying(Patched):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_with(run: type[Patched], config: TrainConfig) -> tuple[int, int | None]:
+def train_with(run: type[loop._Run], config: TrainConfig) -> tuple[int, int | None]:
     """A whole run with a mishap."""
     loop._Run = run
     try:

@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tensors[f"optimizer.{slot}.{name}"] = torch.zeros_like(parameter)
         generator = torch.Generator().manual_seed(0)
         for name, value in tensors.items():
-            if not name.startswith("optimizer.step."):
+            if not name.startswith(("optimizer.step.", "skipped.")):
                 tensors[name] = 0.3 * torch.randn(value.shape, generator=generator).abs()
     saver = Saver(run, 1, Ranks(torch.device("cpu")))
     path = saver.start(2, tensors, header)
@@ -161,6 +161,21 @@ def test_ranks_that_drift_apart_are_noticed_before_they_are_saved(pool: Pool, tm
     for answer in answers:
         assert answer.startswith("RanksError: at step 4: the ranks have drifted apart: ")
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_00000002"]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(pool: Pool, tmp_path: Path) -> None:
+    for strategy, ranks in (("single", 1), ("ddp", 2), ("fsdp", 2)):
+        options = config(tmp_path / strategy, strategy=strategy, steps=3)
+        if ranks == 1:
+            rank_checks.train_with(rank_checks.Overflowing, options)
+        else:
+            pool.run(rank_checks.train_with, ranks, rank_checks.Overflowing, options)
+    alone = last_tensors(tmp_path / "single")
+    assert int(alone["skipped.total"]) == 1
+    for strategy in ("ddp", "fsdp"):
+        ours = last_tensors(tmp_path / strategy)
+        assert int(ours["skipped.total"]) == 1
+        assert relative(ours, alone) < 1e-4  # two steps of Adam; a third, not skipped, would be 1e-2 away
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

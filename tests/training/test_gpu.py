@@ -29,8 +29,8 @@ class Step:
         self.objective = TerminalVelocityMatching(FlowMap(randomise(DiT(config))).to(self.device))
         self.flow = self.objective.flow
         self.parameters = list(self.flow.parameters())
-        optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.1, fused=True)
-        self.training = TrainingState(self.objective, EvaluationEma(self.flow, (0.0, 0.9)), optimizer)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.1, fused=True)
+        self.training = TrainingState(self.objective, EvaluationEma(self.flow, (0.0, 0.9)), self.optimizer)
         self.instruments = Instruments(self.training.skipped)
         self.x0 = torch.randn(8, 2, 4, 4, device=self.device)
         self.label = torch.arange(8, device=self.device) % 4 - 1
@@ -43,6 +43,7 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.instruments.observe(result)
         self.training.descend(self.instruments.decide(norm, self.training.step), 0.99)
+        self.optimizer.zero_grad()
 
     def state(self) -> list[Tensor]:
         """Everything a checkpoint holds, but for the count of skipped steps."""

@@ -26,6 +26,7 @@ def train_a_little(state: TrainingState, steps: int = 2) -> TrainingState:
     for _ in range(steps):
         state.objective(x0, torch.tensor([0, 1, 2, -1])).loss.backward()
         state.descend(torch.tensor(0.0), 0.9)
+        state.optimizer.zero_grad()
     return state
 
 

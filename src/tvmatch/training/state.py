@@ -64,15 +64,19 @@ class TrainingState:
         self.step = step
 
     def descend(self, skip: Tensor, target_decay: float) -> None:
-        """A step of the optimiser, after which the target and every evaluation average follow the flow map. Where
-        `skip` is 1 (float32, on the device) every bit stays as it was."""
+        """A step of the optimiser, and of the averages. Where `skip` is 1 (float32, on the device) every bit stays as
+        it was, and the host need not know."""
         self.optimizer.found_inf = skip  # what fused optimisers look at
         self.optimizer.step()
+        self.move_averages(target_decay, skip)
+        self.step += 1
+
+    def move_averages(self, target_decay: float, skip: Tensor | None = None) -> None:
+        """After a step of the optimiser: the target and every evaluation average follow the flow map."""
         moving = self.ema.at(self.step)
         if self.objective.target is not None:
             moving.append((self.objective.target, target_decay))
         move_towards(moving, self.objective.flow, skip)
-        self.step += 1
 
 
 def ema_prefix(decay: float) -> str:
