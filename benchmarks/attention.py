@@ -101,6 +101,7 @@ def measure(rival: Rival, shape: tuple[int, int, int, int], matmul: float) -> li
     if rival.error:
         x = inputs(1, 2, min(N, 2048), D, torch.float64)
         error = max(eight_errors(rival.run, x, torch.bfloat16, rival.differentiable))
+        del x
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     x = inputs(*shape)

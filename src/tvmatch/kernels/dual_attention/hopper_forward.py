@@ -120,7 +120,7 @@ def _softmax(
     """One step of the running softmax: statistics, the factor for what has been summed, and P and W = P * tS."""
     layout: gl.constexpr = s.type.layout
     if not EVEN:
-        columns = n0 + gl.arange(0, gl.SliceLayout(0, layout))
+        columns = n0 + gl.arange(0, 64, gl.SliceLayout(0, layout))
         s = gl.where(columns[None, :] < N_KV, s, float("-inf"))
     scale2 = scale * LOG2E
     m_new = gl.maximum(m, gl.max(s, 1) * scale2)
