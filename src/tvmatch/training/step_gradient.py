@@ -6,6 +6,8 @@ addresses: weights, optimiser and averages are updated in place between replays,
 generator that the graph knows, so that the numbers are those of the launched step.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from tvmatch.objectives import Objective, StepLoss
 from tvmatch.objectives.base import Part
 
 LAUNCHED_STEPS = 3  # everything must be compiled, tuned and allocated before recording
+TOLERANCE = 1e-2  # of loss and gradient norm between a launched and a recorded step: order of 16-bit sums, not more
 
 
 class StepGradient:
@@ -22,7 +25,8 @@ class StepGradient:
     launched ones, and once the objective's tangents have been seen to arrive (a check that reads from the device).
     Between calls use `clear` in place of `optimizer.zero_grad`: a recorded step writes its gradients anew by itself.
 
-    Raises `ValueError` where a recorded step is called with another shape of batch.
+    Raises `ValueError` where a recorded step is called with another shape of batch, `RuntimeError` where a recording
+    does not repeat the launched step.
     """
 
     def __init__(
@@ -39,7 +43,13 @@ class StepGradient:
             if not self.capture or self.launched < LAUNCHED_STEPS or not self._tangents_seen():
                 self.launched += 1
                 return self._launch(x0, label, part, share)
-            self._record(x0, label, part)
+            seeded = self.objective.generator.get_state()
+            result = self._launch(x0, label, part)
+            figures = self._figures(result)
+            if not all(map(math.isfinite, figures)):
+                return result  # nothing to compare a recording with; whoever asked decides what becomes of this step
+            self.objective.generator.set_state(seeded)
+            self._record(x0, label, part, figures)
         if x0.shape != self.x0.shape or part != self.part:
             raise ValueError(
                 f"a step was recorded for a batch of {list(self.x0.shape)} at {self.part}, not {list(x0.shape)} at "
@@ -63,7 +73,8 @@ class StepGradient:
         (result.loss * share).backward()
         return StepLoss(result.loss.detach(), *result[1:])
 
-    def _record(self, x0: Tensor, label: Tensor, part: Part) -> None:
+    def _record(self, x0: Tensor, label: Tensor, part: Part, launched: tuple[float, float]) -> None:
+        """Record the step whose draws come next, and compare it with the figures of a launch."""
         self.x0, self.label, self.part = x0.clone(), label.clone(), part
         generator = self.objective.generator
         seeded = generator.get_state()
@@ -73,5 +84,33 @@ class StepGradient:
         # other threads (the loader's) may use the device meanwhile
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.result = self._launch(self.x0, self.label, part)
+        generator.manual_seed(1)
+        graph.replay()
+        other = self._figures(self.result)
+        generator.set_state(seeded)
+        graph.replay()
+        check_recorded(launched, self._figures(self.result), other)
         generator.set_state(seeded)
         self.graph = graph
+
+    def _figures(self, result: StepLoss) -> tuple[float, float]:
+        """Loss and norm of the gradient, read from the device."""
+        gradients = [p.grad for p in self.objective.flow.parameters() if p.grad is not None]
+        return float(result.loss), float(torch.nn.utils.get_total_norm(gradients))
+
+
+def check_recorded(
+    launched: tuple[float, float], recorded: tuple[float, float], other_seed: tuple[float, float]
+) -> None:
+    """Raise if a recorded step does not repeat a launched one (loss, gradient norm), or repeats it for any seed."""
+    for name, expected, got in zip(("loss", "gradient norm"), launched, recorded, strict=True):
+        if not math.isclose(expected, got, rel_tol=TOLERANCE):
+            raise RuntimeError(
+                f"the recorded step gives {name} {got:.6g} where the launched one gives {expected:.6g}: it cannot be "
+                "trusted. Train with --graphs off, and report this."
+            )
+    if other_seed == recorded:
+        raise RuntimeError(
+            "the recorded step gives the same loss and gradient for another seed: its draws stand still. Train with "
+            "--graphs off, and report this."
+        )
