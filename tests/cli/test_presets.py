@@ -2,6 +2,7 @@ import pytest
 
 from tests.cli.support import assert_one_line, tvmatch
 from tvmatch.networks.presets import NETWORKS
+from tvmatch.training.recipes import RECIPES
 
 
 def test_lists_every_network_that_fits(capsys: pytest.CaptureFixture) -> None:
@@ -17,8 +18,15 @@ def test_lists_every_network_that_fits(capsys: pytest.CaptureFixture) -> None:
 
 def test_patches_that_do_not_tile_the_picture_are_left_out(capsys: pytest.CaptureFixture) -> None:
     answer = tvmatch(capsys, "presets", "--image-size", "6", "--channels", "1", "--classes", "0")
-    assert "DiT-S/2" in answer.out
-    assert "DiT-S/4" not in answer.out
+    table = answer.out.split("Recipes")[0]
+    assert "DiT-S/2" in table
+    assert "DiT-S/4" not in table
+
+
+def test_lists_every_recipe(capsys: pytest.CaptureFixture) -> None:
+    recipes = tvmatch(capsys, "presets").out.split("Recipes")[1]
+    assert all(name in recipes for name in RECIPES)
+    assert "DiT-XL/2 on 4x64x64; ImageNet 512, 4 calls: FID 2.94 (paper)" in recipes
 
 
 def test_bad_values(capsys: pytest.CaptureFixture) -> None:

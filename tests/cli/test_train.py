@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.support import assert_one_line, tvmatch
-from tests.training.support import tiny_command
+from tests.training.support import TINY, tiny_command
 from tvmatch.training.run_folder import read_config
 
 
@@ -75,3 +76,26 @@ def test_a_run_folder_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture)
     (tmp_path / "file").touch()
     assert_one_line(tvmatch(capsys, *tiny_command(tmp_path / "file")), "is a file; choose another --run")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_recipe_sets_the_options_and_others_go_before_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = ["--network", TINY, "--batch-size", "4", "--steps", "1", "--device", "cpu", "--sample-every", "0"]
+    np.savez(tmp_path / "data.npz", images=np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8))
+    data = tmp_path / "data.npz"
+    answer = tvmatch(capsys, "train", "--recipe=cifar10", "--run", tmp_path / "run", "--data", data, *small)
+    assert answer.code == 0, answer.err
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "learning_rate: 0.0006" in config
+    assert "flip: true" in config
+    assert "batch_size: 4" in config
+
+
+def test_a_recipe_needs_data_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for arguments, message in (
+        (["--recipe", "cifar"], "no recipe is called 'cifar'; did you mean 'cifar10'?"),
+        (["--recipe"], "--recipe needs a value"),
+        (["--recipe", "cifar10", "--recipe", "pictures"], "--recipe is given twice"),
+        (["--recipe", "cifar10", "--data", "x"], "needs a folder for the run: --run FOLDER"),
+        (["--recipe", "cifar10", "--run", tmp_path], "needs data: --data FOLDER_OR_FILE"),
+    ):
+        assert_one_line(tvmatch(capsys, "train", *arguments), message)

@@ -11,8 +11,9 @@ from tvmatch.cli.options import parse, warn
 
 DESCRIPTION = """Encode pictures into latents, once, for training: tvmatch train --data OUT.
 
-The same command continues an encoding that was stopped or killed. Several GPUs: torchrun --nproc-per-node 8 -m tvmatch
-encode ..."""
+The same command continues an encoding that was stopped or killed.
+
+Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch encode ..."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,21 @@ def parse(
     )
 
 
+def take_option(name: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of one option that must be known before the others (None: not given), and the other arguments."""
+    rest, value, words = [], None, iter(arguments)
+    for word in words:
+        if word == name or word.startswith(f"{name}="):
+            if value is not None:
+                raise ValueError(f"{name} is given twice.")
+            value = word.partition("=")[2] if "=" in word else next(words, "")
+            if not value or value.startswith("-"):
+                raise ValueError(f"{name} needs a value.")
+        else:
+            rest.append(word)
+    return value, rest
+
+
 def check_seed(seed: int) -> None:
     """Raise unless `seed` fits the generator of the noise."""
     if not 0 <= seed < 2**63:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tvmatch.cli.options import parse
 from tvmatch.networks.presets import NETWORKS, build_network, network_config
+from tvmatch.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class PresetsOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Print every network preset with its shape, tokens and parameters."""
+    """Print every network preset with its shape, tokens and parameters, and every recipe."""
     options = parse(PresetsOptions, "presets", "List the networks and their sizes.", arguments)
     table = Table(title=f"Networks for {options.channels} x {options.image_size} x {options.image_size} data")
     for column in ("--network", "hidden", "depth", "heads", "patch", "tokens", "parameters"):
@@ -38,4 +39,7 @@ def command(arguments: list[str]) -> int:
             name, *map(str, (size.hidden_size, size.depth, size.num_heads, patch, tokens)), f"{parameters / 1e6:.1f} M"
         )
     Console().print(table)
+    print("Recipes, for `tvmatch train --recipe NAME`:")
+    for name, recipe in RECIPES.items():
+        print(f"  {name:<14} {recipe.config().network} on {'x'.join(map(str, recipe.shape))}; {recipe.figure}")
     return 0

@@ -2,12 +2,16 @@
 
 import sys
 
-from tvmatch.cli.options import parse
+from tvmatch.cli.options import parse, take_option
 from tvmatch.training.config import TrainConfig
+from tvmatch.training.recipes import find_recipe
 
 DESCRIPTION = """Train a generator. Without arguments: handwritten digits, in a few minutes on a laptop.
 
 Pictures of your own: tvmatch train --run runs/mine --data FOLDER --image-size 64 --network DiT-S/4
+
+A recipe sets all options, and others go before it: tvmatch train --recipe cifar10 --data FILE --run RUN (`tvmatch
+presets` lists them).
 
 Ctrl-C or SIGTERM ends with a checkpoint and exit code 130 or 143; the same command continues.
 
@@ -16,7 +20,13 @@ Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch train ..."""
 
 def command(arguments: list[str]) -> int:
     """Train as the options say; exit code 128 + signal if a signal ended it early."""
-    config = parse(TrainConfig, "train", DESCRIPTION, arguments, default=TrainConfig())
+    name, arguments = take_option("--recipe", arguments)
+    default = TrainConfig() if name is None else find_recipe(name).config()
+    config = parse(TrainConfig, "train", DESCRIPTION, arguments, default=default)
+    if name is not None and config.run == default.run:
+        raise ValueError(f"--recipe {name} needs a folder for the run: --run FOLDER.")
+    if name is not None and config.data == default.data:
+        raise ValueError(f"--recipe {name} needs data: --data FOLDER_OR_FILE.")
     from tvmatch.training.loop import train
 
     result = train(config)

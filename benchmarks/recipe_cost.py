@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""What the recipes would cost, projected from measured training steps.
+
+    python benchmarks/recipe_cost.py [RECIPE] [--results benchmarks/results/train_step_h200.json]
+
+A projection: steps x batch / (images a second on one GPU). None of these runs was made here.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from tvmatch.training.recipes import RECIPES, find_recipe, images_per_second, projected_gpu_hours
+
+MEASURED = Path(__file__).parent / "results" / "train_step_h200.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--results", type=Path, default=MEASURED)
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text())
+    for name in [options.recipe] if options.recipe else RECIPES:
+        recipe = find_recipe(name)
+        config, rate = recipe.config(), images_per_second(recipe, results["rows"])
+        hours = projected_gpu_hours(recipe, results["rows"])
+        what = f"{name}: {config.network}, {config.steps} steps of {config.batch_size}"
+        if rate is None or hours is None:
+            print(f"{what}: no step on {'x'.join(map(str, recipe.shape))} was measured in {options.results.name}")
+        else:
+            print(
+                f"{what} at {rate:.1f} images/s on one {results['device']}: {hours:,.0f} GPU-hours (a projection from "
+                f"a measured step, commit {results['commit']})"
+            )
+
+
+if __name__ == "__main__":
+    main()

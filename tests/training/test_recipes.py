@@ -1,0 +1,87 @@
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tvmatch.networks.presets import network_config
+from tvmatch.training.recipes import RECIPES, find_recipe, images_per_second, projected_gpu_hours
+
+RUNS = Path(__file__).parents[2] / "runs"
+
+
+@pytest.mark.parametrize(
+    ("name", "w", "side"),
+    [
+        ("imagenet256-1", "2", 32),
+        ("imagenet256-4", "1.75", 32),
+        ("imagenet512-1", "2.5", 64),
+        ("imagenet512-4", "2.25", 64),
+    ],
+)
+def test_imagenet_has_the_settings_of_the_paper(name, w, side):
+    config = asdict(RECIPES[name].config())
+    paper = {
+        "objective": "terminal-velocity",
+        "network": "DiT-XL/2",
+        "guidance": w,
+        "steps": 300_000,
+        "batch_size": 2048,
+        "learning_rate": 1e-4,
+        "warmup_steps": 0,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "weight_decay": 0.0,
+        "target_ema": 0.99,
+        "evaluation_ema": (0.9999,),
+        "label_dropout": 0.1,
+        "scaled": True,
+        "weighted": True,
+        "jumps": "truncated-gap",
+    }
+    assert {key: config[key] for key in paper} == paper
+    assert RECIPES[name].shape == (4, side, side)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_its_network(name):
+    recipe = RECIPES[name]
+    channels, side, _ = recipe.shape
+    network_config(recipe.config().network, side, channels, 10)
+
+
+def test_a_typo_says_what_was_meant():
+    with pytest.raises(ValueError, match=r"no recipe is called 'imagenet256'; did you mean 'imagenet256-\d'"):
+        find_recipe("imagenet256")
+    with pytest.raises(ValueError, match="there are imagenet256-1, "):
+        find_recipe("x")
+
+
+def test_the_cost_is_that_of_the_fastest_measured_step_of_the_same_kind():
+    row = {"network": "DiT-XL/2", "data": "4x32x32", "objective": "terminal-velocity", "gpus": 1}
+    others = [
+        {**row, "network": "DiT-S/4", "images_per_second": 9000.0},
+        {**row, "data": "4x64x64", "images_per_second": 8000.0},
+        {**row, "objective": "flow-matching", "images_per_second": 7000.0},
+        {**row, "gpus": 2, "images_per_second": 6000.0},
+        {"network": "DiT-XL/2", "policy": "none", "error": "out of memory"},
+    ]
+    recipe = RECIPES["imagenet256-1"]
+    assert projected_gpu_hours(recipe, others) is None
+    rows = [*others, {**row, "images_per_second": 100.0}, {**row, "images_per_second": 200.0}]
+    assert images_per_second(recipe, rows) == 200.0
+    assert projected_gpu_hours(recipe, rows) == pytest.approx(300_000 * 2048 / 200 / 3600)
+
+
+@pytest.mark.parametrize("name", ["imagenet256.sh", "imagenet512.sh", "cifar10.sh", "pictures.sh"])
+def test_run_scripts_are_sound_and_name_recipes_that_exist(name):
+    script = RUNS / name
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    text = script.read_text()
+    if "imagenet" in script.name:
+        assert all(f"{script.stem}-{calls}" in RECIPES for calls in (1, 4))
+    if "--recipe cifar10" in text:
+        assert "cifar10" in RECIPES
+    empty = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    assert empty.returncode != 0
+    assert "give" in empty.stderr
