@@ -8,14 +8,14 @@ threads.
 import multiprocessing
 import os
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from tvmatch.data.decoding import Crop, UnusablePicture, decode
 from tvmatch.data.records import Records
@@ -44,19 +44,21 @@ class Job:
     size: int
     crop: Crop
 
-    def one(self, index: int, seed: int) -> np.ndarray | str:
-        """uint8 [size, size, 3], or the reason why there is no picture."""
+    def one(self, index: int, seed: int, flip: bool) -> np.ndarray | str:
+        """uint8 [size, size, 3], mirrored if asked for, or the reason why there is no picture."""
         try:
-            return decode(self.records.read(index), self.size, self.crop, seed)[0]
+            picture = decode(self.records.read(index), self.size, self.crop, seed)[0]
+            return np.ascontiguousarray(picture[:, ::-1]) if flip else picture
         except UnusablePicture as error:
             return str(error)
         except OSError as error:
             return f"cannot be read ({error.strerror or error})"
 
-    def many(self, indices: np.ndarray, seeds: np.ndarray) -> list[np.ndarray | str]:
+    def many(self, indices: np.ndarray, seeds: np.ndarray, flips: np.ndarray) -> list[np.ndarray | str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, once a file: what matters is the reason
-            return [self.one(int(index), int(seed)) for index, seed in zip(indices, seeds, strict=True)]
+            rows = zip(indices.tolist(), seeds.tolist(), flips.tolist(), strict=True)
+            return [self.one(index, seed, flip) for index, seed, flip in rows]
 
 
 class Decoders:
@@ -70,26 +72,21 @@ class Decoders:
         self.processes = workers == "processes" or (workers == "auto" and cores >= MANY_CORES)
         self._pool: Executor | None = None
 
-    def decode(self, indices: np.ndarray, seeds: np.ndarray) -> list[np.ndarray | str]:
-        """The pictures at `indices` [B], or reasons, in this order. Raises `DecoderDied`."""
-        return [result for chunk in self._chunks(indices, seeds) for result in chunk]
+    def start(self, indices: np.ndarray, seeds: np.ndarray, flips: np.ndarray) -> Callable[[], list[np.ndarray | str]]:
+        """Begin to decode the pictures at `indices` [B]; the answer waits for them, or reasons, in this order.
 
-    def _chunks(self, indices: np.ndarray, seeds: np.ndarray) -> Iterator[list[np.ndarray | str]]:
-        parts = [slice(start, start + CHUNK) for start in range(0, len(indices), CHUNK)]
-        running: deque[tuple[np.ndarray, Future]] = deque()
-        for number, part in enumerate(parts):
-            running.append((indices[part], self._submit(indices[part], seeds[part])))
-            if number >= 4 * self.count:
-                yield self._result(*running.popleft())
-        while running:
-            yield self._result(*running.popleft())
+        Both raise `DecoderDied`.
+        """
+        parts = [slice(first, first + CHUNK) for first in range(0, len(indices), CHUNK)]
+        running = [(indices[part], self._submit(indices[part], seeds[part], flips[part])) for part in parts]
+        return lambda: [result for chunk, future in running for result in self._result(chunk, future)]
 
-    def _submit(self, indices: np.ndarray, seeds: np.ndarray) -> Future:
+    def _submit(self, indices: np.ndarray, seeds: np.ndarray, flips: np.ndarray) -> Future:
         if self._pool is None:
             self._pool = self._start()
         work = _decode_here if self.processes else self.job.many
         try:
-            return self._pool.submit(work, indices, seeds)
+            return self._pool.submit(work, indices, seeds, flips)
         except BrokenProcessPool as error:
             self.close()
             raise DecoderDied(indices) from error
@@ -119,8 +116,9 @@ def _begin(job: Job) -> None:
     """A worker process starts."""
     global _here
     _here = job
+    torch.set_num_threads(1)  # there is a process for every core
 
 
-def _decode_here(indices: Sequence[int], seeds: Sequence[int]) -> list[np.ndarray | str]:
+def _decode_here(indices: np.ndarray, seeds: np.ndarray, flips: np.ndarray) -> list[np.ndarray | str]:
     assert _here is not None
-    return _here.many(np.asarray(indices), np.asarray(seeds))
+    return _here.many(indices, seeds, flips)

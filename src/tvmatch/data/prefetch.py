@@ -4,7 +4,9 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Self
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvmatch.data.source import DataError, Source
+from tvmatch.data.source import DataError, Pipelined, Source
 from tvmatch.data.stream import ShuffledStream
 
 
@@ -134,8 +136,10 @@ def _work(
         if on_gpu:  # a thread begins on GPU 0, where pinning would open a context for every rank
             torch.cuda.set_device(device)
             stream_of_copies = torch.cuda.Stream(device)
+        following = begin_batch(source, stream, start, flip, pin=on_gpu)
         for step in count(start):
-            batch = load_batch(source, stream, step, flip, pin=on_gpu)
+            waiting, following = following, begin_batch(source, stream, step + 1, flip, pin=on_gpu)
+            batch = waiting()
             copied = None
             if on_gpu:
                 with torch.cuda.stream(stream_of_copies):
@@ -162,8 +166,21 @@ def load_batch(
     source: Source, stream: ShuffledStream, step: int, flip: bool = False, pin: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The samples and the labels int64 [B] of training step `step`, on the CPU, pinned if asked for."""
+    return begin_batch(source, stream, step, flip, pin)()
+
+
+def begin_batch(
+    source: Source, stream: ShuffledStream, step: int, flip: bool = False, pin: bool = False
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Begin what `load_batch` does, where the source can; the answer waits for it."""
     indices = stream.indices(step)
-    samples = source.batch(indices, stream.flips(step) if flip else None, stream.seeds(step))
+    arguments = indices, stream.flips(step) if flip else None, stream.seeds(step)
+    waiting = source.begin(*arguments) if isinstance(source, Pipelined) else partial(source.batch, *arguments)
+    return lambda: _checked(waiting(), source, indices, step, pin)
+
+
+def _checked(samples: np.ndarray, source: Source, indices: np.ndarray, step: int, pin: bool) -> tuple[Tensor, Tensor]:
+    """Samples that keep their source's promise, and their labels, as tensors."""
     channels, height, width = source.shape
     shapes = {
         "uint8": (len(indices), height, width, channels),

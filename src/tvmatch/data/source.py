@@ -3,7 +3,8 @@
 Pictures are uint8 NHWC everywhere in `tvmatch.data`; the network sees float32 NCHW in [-1, 1].
 """
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,6 +61,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """End workers, and say what was left out."""
+        ...
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A source that can begin a batch before it is waited for, so that its workers always have something to do."""
+
+    def begin(
+        self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
+    ) -> Callable[[], np.ndarray]:
+        """Begin what `Source.batch` does; the answer waits for it."""
         ...
 
 

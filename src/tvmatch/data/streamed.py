@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import Self
 
@@ -9,7 +10,6 @@ import numpy as np
 
 from tvmatch.data.decoders import DecoderDied, Decoders, Job, Workers
 from tvmatch.data.decoding import Crop
-from tvmatch.data.mirror import mirrored
 from tvmatch.data.naming import named
 from tvmatch.data.records import Records, fingerprint_of
 from tvmatch.data.source import DataError, check_image_size, checked_indices
@@ -50,7 +50,7 @@ class StreamedSource:
         self.class_names = records.class_names
         self._bad: dict[int, str] = {}
         self._decoders = Decoders(Job(records, image_size, crop), workers, count)
-        self._lock = threading.Lock()  # one batch at a time: its decoders share the work
+        self._lock = threading.Lock()  # of `_bad`
 
     @property
     def num_classes(self) -> int:
@@ -80,45 +80,69 @@ class StreamedSource:
         self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
     ) -> np.ndarray:
         """The pictures at `indices` [B], uint8 [B, size, size, 3]; `seeds` [B] draw random crops."""
+        return self.begin(indices, flips, seeds)()
+
+    def begin(
+        self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
+    ) -> Callable[[], np.ndarray]:
+        """Begin to make a batch; the answer waits for it. Who begins the next one first keeps the decoders busy."""
         indices = checked_indices(indices, len(self))
         if seeds is None:
             if self.crop == "random":
                 raise ValueError("random crops need `seeds`, one a picture.")
             seeds = np.zeros(len(indices), np.int64)
-        with self._lock:
-            chosen = indices.copy()
-            pictures = np.empty((len(indices), *self.shape[1:], 3), np.uint8)
-            wanted = np.arange(len(indices))
-            while len(wanted):
-                chosen[wanted] = [self._usable(index) for index in indices[wanted]]
-                results = self._decode(chosen[wanted], np.asarray(seeds)[wanted])
-                again = []
-                for place, result in zip(wanted, results, strict=True):
-                    if isinstance(result, str):
-                        self._note(int(chosen[place]), result)
-                        again.append(place)
-                    else:
-                        pictures[place] = result
-                wanted = np.array(again, np.int64)
-        return mirrored(pictures, flips)
+        if flips is None:
+            flips = np.zeros(len(indices), bool)
+        chosen = self._choose(indices)
+        waiting = self._start(chosen, seeds, flips)
+        return lambda: self._finish(indices, seeds, flips, chosen, waiting)
+
+    def _finish(
+        self,
+        indices: np.ndarray,
+        seeds: np.ndarray,
+        flips: np.ndarray,
+        chosen: np.ndarray,
+        waiting: Callable[[], list[np.ndarray | str]],
+    ) -> np.ndarray:
+        """The pictures that were begun, and others where one cannot be used."""
+        pictures = np.empty((len(indices), *self.shape[1:], 3), np.uint8)
+        wanted = np.arange(len(indices))
+        while True:
+            again = []
+            for place, index, result in zip(wanted, chosen, self._wait(waiting), strict=True):
+                if isinstance(result, str):
+                    self._note(int(index), result)
+                    again.append(place)
+                else:
+                    pictures[place] = result
+            if not again:
+                return pictures
+            wanted = np.array(again)
+            chosen = self._choose(indices[wanted])
+            waiting = self._start(chosen, seeds[wanted], flips[wanted])
 
     def read(self, indices: np.ndarray) -> list[np.ndarray | str]:
         """The pictures at `indices` [B], each uint8 [size, size, 3] or the reason why it cannot be used; nothing
         stands in for it. With `strict` it is an error."""
         indices = checked_indices(indices, len(self))
-        with self._lock:
-            results = self._decode(indices, np.zeros(len(indices), np.int64))
-            for index, result in zip(indices, results, strict=True):
-                if isinstance(result, str):
-                    self._note(int(index), result)
+        none = np.zeros(len(indices), np.int64)
+        results = self._wait(self._start(indices, none, none.astype(bool)))
+        for index, result in zip(indices, results, strict=True):
+            if isinstance(result, str):
+                self._note(int(index), result)
         return results
 
     def name(self, index: int) -> str:
         """What messages call this picture."""
         return self.records.name(index)
 
+    def _choose(self, indices: np.ndarray) -> np.ndarray:
+        """The pictures themselves, or for each that is known to be unusable the next of its class that is not."""
+        with self._lock:
+            return np.array([self._usable(index) for index in indices.tolist()], np.int64)
+
     def _usable(self, index: int) -> int:
-        """The picture itself, or the next of its class that is not known to be unusable."""
         if index not in self._bad:
             return index
         size, label = len(self), self.labels[index]
@@ -129,15 +153,24 @@ class StreamedSource:
         of = f" of class {self.class_names[label]!r}" if self.num_classes else ""
         raise DataError(f"{self.records.origin}: no picture{of} can be used: {named(self._all_bad())}.")
 
-    def _decode(self, indices: np.ndarray, seeds: np.ndarray) -> list[np.ndarray | str]:
+    def _start(self, indices: np.ndarray, seeds: np.ndarray, flips: np.ndarray) -> Callable[[], list[np.ndarray | str]]:
         try:
-            return self._decoders.decode(indices, seeds)
+            return self._decoders.start(indices, np.asarray(seeds), np.asarray(flips))
         except DecoderDied as died:
-            names = ", ".join(repr(self.records.name(int(index))) for index in died.chunk)
-            raise DataError(
-                f"{self.records.origin}: a decoding process died (out of memory, or a picture broke the decoder) over "
-                f"one of {names}. Remove the one that Pillow cannot open, or free some memory."
-            ) from died
+            raise self._died(died) from died
+
+    def _wait(self, waiting: Callable[[], list[np.ndarray | str]]) -> list[np.ndarray | str]:
+        try:
+            return waiting()
+        except DecoderDied as died:
+            raise self._died(died) from died
+
+    def _died(self, died: DecoderDied) -> DataError:
+        names = ", ".join(repr(self.records.name(int(index))) for index in died.chunk)
+        return DataError(
+            f"{self.records.origin}: a decoding process died (out of memory, or a picture broke the decoder) over "
+            f"one of {names}. Remove the one that Pillow cannot open, or free some memory."
+        )
 
     def _note(self, index: int, reason: str) -> None:
         if self.strict:
@@ -145,7 +178,8 @@ class StreamedSource:
                 f"{self.records.origin}: {self.records.name(index)!r} cannot be used ({reason}). Mend or remove it, or "
                 "leave --strict off to skip it."
             )
-        self._bad[index] = reason
+        with self._lock:
+            self._bad[index] = reason
 
     def _all_bad(self) -> tuple[tuple[str, str], ...]:
         return tuple((self.records.name(index), reason) for index, reason in sorted(self._bad.items()))
