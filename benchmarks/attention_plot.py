@@ -28,16 +28,18 @@ def plot(source: Path) -> None:
             if rates:
                 width = 0.8 / len(names)
                 x = [j + (i - len(names) / 2 + 0.5) * width for j in range(len(SHAPES))]
-                bars = axis.bar(x, [rates.get(s[0], 0) for s in SHAPES], width, label=impl)
+                bars = axis.bar(x, [rates.get(s[0], 0) for s in SHAPES], width, label=impl, color=f"C{i}")
                 if impl == "tvmatch":
-                    axis.bar_label(bars, fmt="%.2f", fontsize=8)
+                    labels = axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+                    for label in labels:  # above the dashed line of the bar
+                        label.set(zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         for j, shape in enumerate(SHAPES):
             axis.hlines(shape[column], j - 0.42, j + 0.42, colors="black", linestyles="dashed", linewidth=1)
         axis.set_ylabel(f"{name}, fraction of the matmul rate")
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_xticks(range(len(SHAPES)), [f"B{s[0][0]} H{s[0][1]}\nN{s[0][2]} D{s[0][3]}" for s in SHAPES])
-    axes[0].legend(fontsize=8, loc="upper right", frameon=False)
+    axes[0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.2), ncols=len(names), frameon=False)
     axes[0].set_title(
         f"Dual attention, {data['device']}, bfloat16, matmul {data['matmul_tflops']:.0f} TFLOP/s (dashed: the bar)"
     )

@@ -62,3 +62,14 @@ def test_kernels_compile(D, kernel):
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, D, kernel], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_head_size_has_tiles():
+    from tvmatch.kernels.dual_attention.hopper import HEADS, split_head
+
+    for D in HEADS:
+        first, rest = split_head(D)
+        assert first in (64, 128), D
+        assert rest in (0, 16, 32), D
+        assert max(first, D) <= first + rest, D
+        assert rest == 0 or first < D, D

@@ -2,8 +2,8 @@
 
 `keys_kernel` owns a block of keys and walks the queries (dk, dv, dtk, dtv); `queries_kernel` owns a block of queries
 and walks the keys (dq, dtq). Each recomputes the scores from the saved statistics: 21 matrix products where one pass
-needs 15, in exchange for results that do not depend on the order in which blocks run. `hopper_backward.py` is the
-one-pass form.
+needs 15, in exchange for results that do not depend on the order in which blocks run, and no sums over blocks. On
+Hopper GPUs `hopper_queries.py` and `hopper_keys.py` do the same.
 
 Both use one fact: ``(S, tS)`` and ``(C + d1, dP)`` are the same dual product ``(x y^T, tx y^T + x ty^T)``, of
 (q, tq) with (k, tk) and of (dto, do) with (v, tv).
