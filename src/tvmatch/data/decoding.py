@@ -81,7 +81,7 @@ def decode(
             image.draft(None, (2 * size, 2 * size))
             rgb = to_rgb(ImageOps.exif_transpose(image))
             picture = centre_square(rgb, size) if crop == "centre" else random_square(rgb, size, seed)
-            return np.asarray(picture), original, several_frames
+            return picture, original, several_frames
     except UnusablePicture:
         raise
     except Exception as error:

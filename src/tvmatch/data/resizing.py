@@ -10,8 +10,8 @@ from PIL import Image
 SMALLEST_CROP = 0.8  # of the short side, for a random crop
 
 
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The centred square of `image` (mode L or RGB) at size x size pixels.
+def centre_square(image: Image.Image, size: int) -> np.ndarray:
+    """The centred square of `image` (mode L or RGB), uint8 [size, size, 1 or 3].
 
     Cropping comes first: the short side decides the scale either way, and a picture of 2 x 50,000 pixels must not be
     blown up before most of it is thrown away.
@@ -22,9 +22,9 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
     return _resized(image, left, top, side, size)
 
 
-def random_square(image: Image.Image, size: int, seed: int) -> Image.Image:
-    """A square at a random place of `image` (mode L or RGB), at size x size pixels; its side is 0.8 to 1 of the short
-    side. The place and the side depend on `seed` and the picture's shape alone.
+def random_square(image: Image.Image, size: int, seed: int) -> np.ndarray:
+    """A square at a random place of `image` (mode L or RGB), uint8 [size, size, 1 or 3]; its side is 0.8 to 1 of the
+    short side. The place and the side depend on `seed` and the picture's shape alone.
     """
     width, height = image.size
     shrink, x, y = np.random.Generator(np.random.Philox(key=seed)).random(3)
@@ -32,18 +32,17 @@ def random_square(image: Image.Image, size: int, seed: int) -> Image.Image:
     return _resized(image, int(x * (width - side + 1)), int(y * (height - side + 1)), side, size)
 
 
-def _resized(image: Image.Image, left: int, top: int, side: int, size: int) -> Image.Image:
+def _resized(image: Image.Image, left: int, top: int, side: int, size: int) -> np.ndarray:
     """The square of `side` pixels from (left, top), resized."""
     if (side, side) != image.size:
         image = image.crop((left, top, left + side, top + side))
-    if side == size:
-        return image
     levels = np.array(image).reshape(side, side, -1)
+    if side == size:
+        return levels
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(levels).permute(2, 0, 1)[None], size=(size, size), mode="bicubic", antialias=True
     )
-    levels = resized[0].permute(1, 2, 0).numpy()
-    return Image.fromarray(levels if image.mode == "RGB" else levels[:, :, 0])
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def resize_array(images: np.ndarray, size: int) -> np.ndarray:
@@ -54,5 +53,5 @@ def resize_array(images: np.ndarray, size: int) -> np.ndarray:
     resized = np.empty((len(images), size, size, channels), np.uint8)
     for index, picture in enumerate(images):
         square = Image.fromarray(np.ascontiguousarray(picture[:, :, 0] if channels == 1 else picture))
-        resized[index] = np.asarray(centre_square(square, size)).reshape(size, size, channels)
+        resized[index] = centre_square(square, size)
     return resized
