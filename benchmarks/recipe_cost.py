@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tvmatch.training.recipes import RECIPES, find_recipe, images_per_second, projected_gpu_hours
+from tvmatch.training.recipes import RECIPES, fastest_row, find_recipe, projected_gpu_hours
 
 MEASURED = Path(__file__).parent / "results" / "train_step_h200.json"
 
@@ -23,15 +23,15 @@ def main() -> None:
     results = json.loads(options.results.read_text())
     for name in [options.recipe] if options.recipe else RECIPES:
         recipe = find_recipe(name)
-        config, rate = recipe.config(), images_per_second(recipe, results["rows"])
+        config, row = recipe.config(), fastest_row(recipe, results["rows"])
         hours = projected_gpu_hours(recipe, results["rows"])
         what = f"{name}: {config.network}, {config.steps} steps of {config.batch_size}"
-        if rate is None or hours is None:
+        if row is None or hours is None:
             print(f"{what}: no step on {'x'.join(map(str, recipe.shape))} was measured in {options.results.name}")
         else:
             print(
-                f"{what} at {rate:.1f} images/s on one {results['device']}: {hours:,.0f} GPU-hours (a projection from "
-                f"a measured step, commit {results['commit']})"
+                f"{what} at {row['images_per_second']:.1f} images/s on one {results['device']}: {hours:,.0f} GPU-hours "
+                f"(a projection from a measured step, commit {row.get('commit', results['commit'])})"
             )
 
 

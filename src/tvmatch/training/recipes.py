@@ -105,17 +105,17 @@ def find_recipe(name: str) -> Recipe:
     raise ValueError(f"no recipe is called {name!r}; {hint}")
 
 
-def images_per_second(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float | None:
-    """The fastest step on one GPU that was measured for the recipe's network, data and objective; `rows` as
+def fastest_row(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the fastest step on one GPU that was measured for the recipe's network, data and objective; `rows` as
     `benchmarks/train_step.py` writes them. None where there is none."""
     config, shape = recipe.config(), "x".join(map(str, recipe.shape))
     wanted = {"network": config.network, "data": shape, "objective": config.objective, "gpus": 1}
-    rates = [row["images_per_second"] for row in rows if all(row.get(key) == value for key, value in wanted.items())]
-    return max(rates, default=None)
+    fitting = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    return max(fitting, key=lambda row: row["images_per_second"], default=None)
 
 
 def projected_gpu_hours(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float | None:
     """steps * batch / (images a second on one GPU) / 3600: a projection from a measured step, with nothing added for
     what several GPUs lose, for pictures drawn, checkpoints or evaluation. None where no step was measured."""
-    rate, config = images_per_second(recipe, rows), recipe.config()
-    return None if rate is None else config.steps * config.batch_size / rate / 3600
+    row, config = fastest_row(recipe, rows), recipe.config()
+    return None if row is None else config.steps * config.batch_size / row["images_per_second"] / 3600
