@@ -16,6 +16,7 @@ EXPECTED = {
     "bench": ("step", "--network", "--batch-size", "--recompute", "--out", "flow-matching"),
     "encode": (),
     "export": ("--to", "--out", "--ema"),
+    "import-official": ("--guidance", "--w", "--nfe", "--data", "--codec"),
     "presets": ("--image-size", "--channels", "--classes"),
 }
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
     "encode": ("tvmatch.cli.encode", "encode pictures into latents, for models of latents"),
     "export": ("tvmatch.cli.export", "write a trained run's weights into one plain file"),
+    "import-official": ("tvmatch.cli.import_official", "read a snapshot of the official implementation"),
     "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),
     "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
 }
@@ -23,7 +24,7 @@ BAD_INPUT = 2  # exit code for a command line or an input that cannot work
 
 def usage() -> str:
     """The text of `tvmatch --help`."""
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<15} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             f"tvmatch {__version__}: Terminal Velocity Matching, generators that draw in one to four network calls",

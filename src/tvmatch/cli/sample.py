@@ -20,7 +20,7 @@ class SampleOptions:
     run: tyro.conf.Positional[Path]  # folder of a trained run, or a file of `tvmatch export`
     out: Path | None = None  # a .png, an .npz (images, labels), or a folder for PNGs; default RUN/drawn.png
     count: int = 64  # pictures in all, spread over the classes
-    nfe: int = 1  # network calls a picture
+    nfe: int | None = None  # network calls a picture (default: 1, or what an imported model says)
     w: float | None = None  # guidance scale (default: the one trained for)
     classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()  # names or numbers; default: all in turn
     method: Literal["jump", "euler"] | None = None  # default: euler for flow matching, jump otherwise
@@ -42,7 +42,7 @@ def command(arguments: list[str]) -> int:
     from tvmatch.training.trained import load_run
 
     for name in ("count", "nfe", "batch_size"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
     check_seed(options.seed)
     out = options.out or (options.run.parent if options.run.is_file() else options.run) / "drawn.png"
@@ -52,6 +52,9 @@ def command(arguments: list[str]) -> int:
     if options.codec is not None and trained.latent_space is None:
         raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
     to_pictures = picture_maker(trained.latent_space, device, options.codec)
+    undecoded = trained.latent_space is None and trained.flow.network.data_shape[0] not in (1, 3)
+    if undecoded:
+        warn("sample", "the codec of this model of latents is not known: the latents themselves are written.")
     w = trained.w if options.w is None else options.w
     warn("sample", trained.check_w(w))
     chosen = [trained.class_index(name) for name in options.classes]
@@ -61,7 +64,7 @@ def command(arguments: list[str]) -> int:
         trained.flow,
         label,
         w,
-        options.nfe,
+        options.nfe or trained.nfe,
         seed=options.seed,
         method=options.method or trained.method,
         batch_size=options.batch_size,
@@ -72,7 +75,8 @@ def command(arguments: list[str]) -> int:
         save_png(enlarge(tile(pictures, columns), 48, pictures.shape[1]), out)
     elif out.suffix == ".npz":
         # without classes there are no labels: the file is again a data set that `tvmatch train --data` reads
-        arrays = {"images": pictures} | ({"labels": label.numpy()} if trained.flow.network.num_classes else {})
+        arrays = {"latents": x.numpy()} if undecoded else {"images": pictures}
+        arrays |= {"labels": label.numpy()} if trained.flow.network.num_classes else {}
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as file:
             np.savez_compressed(file, **arrays)

@@ -55,7 +55,9 @@ def config_from_official(metadata: Mapping[str, str]) -> DiTConfig:
         hidden_size=number["hidden_size"],
         depth=number["depth"],
         num_heads=number["num_heads"],
-        modulation_norm=str(metadata.get("modulation_norm", "true")).lower() == "true",
+        mlp_ratio=float(metadata.get("mlp_ratio", 4)),
+        modulation_norm=metadata.get("modulation_norm", "true").lower() == "true",
+        qk_norm=metadata.get("qk_norm", "true").lower() == "true",
     )
 
 

@@ -30,7 +30,7 @@ def evaluate_run(
     """One row of figures for each guidance scale and number of network calls.
 
     The Frechet distance is that of Gaussians fitted to the pixel values (0..1) of the samples and of the training
-    data: exact and quick, but no FID. Digits are also read by `DigitsJudge`.
+    data, or to their latents: exact and quick, but no FID. Digits are also read by `DigitsJudge`.
     """
     if samples < 2:
         raise ValueError(f"a Frechet distance needs at least 2 samples, got {samples}.")
@@ -41,6 +41,8 @@ def evaluate_run(
     for w in scales:
         trained.check_w(w)
     config = read_config(run)
+    if not config.data:
+        raise ValueError(f"{run} was imported without data to compare with; import it again with --data.")
     source = open_source(config.data, config.image_size, config.strict)
     if source.shape != trained.flow.network.data_shape:
         raise ValueError(f"{config.data} now holds pictures {source.shape}; this run was trained on others.")
@@ -63,7 +65,7 @@ def evaluate_run(
     for w in scales:
         for nfe in calls:
             x = draw(trained.flow, label, w, nfe, seed=seed, method=method or trained.method)
-            pictures = to_pictures(x).numpy()
+            pictures = to_pictures(x).numpy() if source.latent_space is None else x.numpy()
             row: dict[str, Any] = {"nfe": nfe, "w": w}
             if judge is not None:
                 row["class_accuracy"] = judge.class_accuracy(pictures, label.numpy())
@@ -73,4 +75,6 @@ def evaluate_run(
 
 
 def _pixel_statistics(pictures: np.ndarray) -> FeatureStatistics:
-    return FeatureStatistics.from_features(pictures.reshape(len(pictures), -1).astype(np.float64) / 255)
+    """Of uint8 pictures, scaled to 0..1, or of latents as they are."""
+    features = pictures.reshape(len(pictures), -1).astype(np.float64)
+    return FeatureStatistics.from_features(features / 255 if pictures.dtype == np.uint8 else features)

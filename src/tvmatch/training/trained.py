@@ -37,6 +37,7 @@ class TrainedRun:
     checkpoint: Path
     ema: float
     latent_space: LatentSpace | None = None  # what the network draws, where that is no picture
+    nfe: int = 1  # network calls to use where none are asked for
 
     @property
     def method(self) -> Literal["jump", "euler"]:
@@ -102,11 +103,12 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
         class_names=tuple(header["class_names"]),
         objective=header["objective"],
         guidance=header["guidance"],
-        w=default_w(header["guidance"], flow.network.num_classes),
+        w=header.get("w") or default_w(header["guidance"], flow.network.num_classes),  # imported models say theirs
         step=header["step"],
         checkpoint=path,
         ema=ema,
         latent_space=latent_space_from_header(header, str(path)),
+        nfe=header.get("nfe", 1),
     )
 
 
