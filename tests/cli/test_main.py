@@ -13,6 +13,7 @@ EXPECTED = {
     "train": ("--run", "--data", "--network", "--steps", "--evaluation-ema", "Ctrl-C", "the same command continues"),
     "sample": ("--out", "--nfe", "--w", "--class", "--seed", "--count"),
     "evaluate": ("--nfe", "--w", "--samples", "--out"),
+    "plot": ("--out", "attention logits"),
     "bench": ("step", "--network", "--batch-size", "--recompute", "--out", "flow-matching"),
     "encode": (),
     "export": ("--to", "--out", "--ema"),
