@@ -64,10 +64,12 @@ def run(name: str, folder: Path, steps: int) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for step in range(EVERY, steps + 1, EVERY):
         try:
-            loop.train(dataclasses.replace(config, steps=step))
+            result = loop.train(dataclasses.replace(config, steps=step))
         except loop.TrainingError as error:
             print(error)
             break
+        if result.signal is not None:
+            raise SystemExit(128 + result.signal)
         lines = [line for line in read_metrics(folder) if line["step"] > step - EVERY]
         trained = load_run(folder)
         row: dict[str, float] = {"step": step}
