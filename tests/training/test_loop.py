@@ -163,8 +163,10 @@ def test_a_second_interrupt_ends_before_the_next_step_and_leaves_whole_checkpoin
         if thread.name.startswith("AsyncCheckpointExecutor"):
             thread.join(10)
     left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    # where the interrupt fell into planning the save, its unfinished folder stays, as after a kill
-    assert {"step_00000002"} <= left <= {"step_00000002", "step_00000004", ".step_00000004.tmp"}
+    # when the interrupts arrive, step 3 may be under way or saved; where they fell into planning a save, its unfinished
+    # folder stays, as after a kill
+    names = {"step_00000002", "step_00000003", "step_00000004"}
+    assert {"step_00000002"} <= left <= names | {f".{name}.tmp" for name in names}
     assert main(command) == 0
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix == ".tmp"]
 
