@@ -28,7 +28,8 @@ from tvmatch.data.source import DataError
 from tvmatch.networks.duals import TangentError
 from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, read_header, remove
 from tvmatch.training.config import TrainConfig
-from tvmatch.training.loop import TrainingError, prepare, step_seed, train
+from tvmatch.training.loop import TrainingError, step_seed, train
+from tvmatch.training.preparing import prepare
 from tvmatch.training.ranks import Ranks, choose_device
 from tvmatch.training.run_folder import MetricsFile, RunFolderError, read_config
 from tvmatch.training.trained import load_run

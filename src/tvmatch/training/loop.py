@@ -5,14 +5,11 @@ continued therefore ends with the same bits, on a CPU, as one that never stopped
 """
 
 import contextlib
-import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,30 +22,22 @@ from tvmatch.data.opening import open_source
 from tvmatch.data.prefetch import Prefetcher
 from tvmatch.data.source import Source, to_network_range
 from tvmatch.data.stream import ShuffledStream
-from tvmatch.networks.presets import network_config
-from tvmatch.networks.probe import verify_tangents
-from tvmatch.objectives import Objective, Part, TerminalVelocityMatching
+from tvmatch.objectives import Objective, Part
 from tvmatch.pictures import save_png
 from tvmatch.training.attention_probe import probe
-from tvmatch.training.build import build_flow, build_objective
-from tvmatch.training.checkpoint import (
-    CheckpointError,
-    clear_unfinished,
-    last_checkpoint_text,
-    read_header,
-    step_of,
-)
+from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text
 from tvmatch.training.config import TrainConfig
-from tvmatch.training.distributed import distribute, gradient_exchange
-from tvmatch.training.ema import EvaluationEma
-from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
+from tvmatch.training.distributed import gradient_exchange
+from tvmatch.training.engine import should_capture
 from tvmatch.training.instruments import Instruments, Reading
+from tvmatch.training.preparing import check_shares, options_of, prepare, resume
 from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
 from tvmatch.training.saving import Saver
-from tvmatch.training.state import TrainingState, network_from_header, network_to_header
+from tvmatch.training.signals import PATIENCE, collected_signals
+from tvmatch.training.state import TrainingState
 from tvmatch.training.step_gradient import StepGradient
 
 
@@ -99,109 +88,11 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
                 ) from error
 
 
-def check_shares(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise `ValueError` unless every rank and micro-step gets the same number of samples."""
-    if config.batch_size % (ranks.count * config.accumulate):
-        raise ValueError(
-            f"batch_size={config.batch_size} is that of all processes together: it must be a multiple of {ranks.count} "
-            f"process{'es' if ranks.count > 1 else ''} x {config.accumulate} micro-step"
-            f"{'s' if config.accumulate > 1 else ''} (--accumulate)."
-        )
-
-
-def prepare(config: TrainConfig, source: Source, ranks: Ranks) -> tuple[TrainingState, dict, nn.Module]:
-    """A fresh training state, the header that its checkpoints carry, and the module to call for a loss: the objective,
-    made ready for the hardware, its tangents verified, and distributed over the ranks."""
-    channels, side, _ = source.shape
-    shape = network_config(config.network, side, channels, source.num_classes)
-    device = ranks.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        with device:  # initial weights are normalised on the device: quick for large networks on a GPU
-            flow = build_flow(config, shape)
-    objective = build_objective(config, flow)
-    ema = EvaluationEma(flow, config.evaluation_ema)
-    dtype = compute_dtype(config.precision, device)
-    prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute)
-    if isinstance(objective, TerminalVelocityMatching):
-        verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
-    ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
-    module = distribute(objective, ema.flows.values(), ranks)
-    optimizer = torch.optim.AdamW(
-        flow.parameters(),  # which are this rank's shards by now
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    header = {
-        "network": network_to_header(shape),
-        "scaled": config.scaled,
-        "objective": config.objective,
-        "guidance": config.guidance,
-        "class_names": list(source.class_names),
-        "data": source.fingerprint,
-        "latent_space": None if source.latent_space is None else source.latent_space.to_header(),
-    }
-    return TrainingState(objective, ema, optimizer), header, module
-
-
-def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
-    """What every rank must have been told alike."""
-    options = {f.name: repr(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    return options | {"the data set": source.fingerprint, "the version of PyTorch": torch.__version__}
-
-
-def resume(state: TrainingState, header: dict, path: Path, ranks: Ranks) -> None:
-    """Load a checkpoint into a fresh state, refusing one of another network or other data."""
-    saved = read_header(path)
-    if network_from_header(saved.get("network"), str(path)) != network_from_header(header["network"], str(path)):
-        raise CheckpointError(f"{path} is of another architecture: {saved['network']}, not {header['network']}.")
-    if saved.get("data") != header["data"]:
-        raise CheckpointError(
-            f"{path} was trained on other data than this command reads now. Restore the data, or choose another --run."
-        )
-    if saved["step"] != step_of(path):
-        raise CheckpointError(f"{path} holds step {saved['step']}; give it back the name it was saved under.")
-    state.load(path, saved["step"], ranks.control)
-
-
 def step_seed(seed: int, step: int) -> int:
     """The seed of one step's random draws, a pure function of its arguments, the same for every rank."""
     return int(np.random.SeedSequence([seed, 0, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-@contextlib.contextmanager
-def _signals(patience: float) -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM instead of dying at once; a second signal of the same kind acts as usual, if it comes
-    more than `patience` seconds after the first (a launcher may pass on what its processes have received already)."""
-    caught: list[signal.Signals] = []
-    earlier: dict[int, Any] = {}
-    since: dict[int, float] = {}
-
-    def note(number: int, frame: object) -> None:
-        first = since.setdefault(number, time.monotonic())
-        if not caught:
-            caught.append(signal.Signals(number))
-        if patience == 0:
-            signal.signal(number, earlier[number] or signal.SIG_DFL)
-        elif time.monotonic() - first > patience:
-            signal.signal(number, earlier[number] or signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            earlier[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals belong to the program that called us
-        earlier.clear()
-    try:
-        yield caught
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not installed by Python
-
-
-PATIENCE = 5.0  # seconds in which a repeated signal, passed on by a launcher, counts as the same one
 SAVE_FAILED = 1000  # a vote beyond every signal's number
 
 
@@ -240,7 +131,7 @@ class _Run:
     def go(self) -> TrainingResult:
         config, state = self.config, self.state
         with contextlib.ExitStack() as stack:
-            caught = stack.enter_context(_signals(PATIENCE if self.ranks.count > 1 else 0))
+            caught = stack.enter_context(collected_signals(PATIENCE if self.ranks.count > 1 else 0))
             self.ranks.on_main(lambda: self.open_files(stack))
             batches = stack.enter_context(Prefetcher(self.source, self.stream, state.step, self.device, config.flip))
             stack.callback(self.saver.close)
@@ -315,6 +206,7 @@ class _Run:
         for micro in range(config.accumulate):
             here = slice(micro * count, (micro + 1) * count)
             part = Part(self.stream.first + micro * count, count, config.batch_size)
+            self.objective.advance(self.state.step / config.steps)
             self.objective.seed(step_seed(config.seed, self.state.step))
             with gradient_exchange(self.module, now=micro == config.accumulate - 1):
                 result = self.gradient(to_network_range(images[here]), label[here], part, 1 / config.accumulate)

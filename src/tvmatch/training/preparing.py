@@ -1,0 +1,86 @@
+"""What a run needs before its first step: network, objective, optimiser and averages, fresh or from a checkpoint."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tvmatch.data.source import Source
+from tvmatch.networks.presets import network_config
+from tvmatch.networks.probe import verify_tangents
+from tvmatch.training.build import build_flow, build_objective
+from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
+from tvmatch.training.config import TrainConfig
+from tvmatch.training.distributed import distribute
+from tvmatch.training.ema import EvaluationEma
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+from tvmatch.training.ranks import Ranks, checksums
+from tvmatch.training.state import TrainingState, network_from_header, network_to_header
+
+
+def check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise `ValueError` unless every rank and micro-step gets the same number of samples."""
+    if config.batch_size % (ranks.count * config.accumulate):
+        raise ValueError(
+            f"batch_size={config.batch_size} is that of all processes together: it must be a multiple of {ranks.count} "
+            f"process{'es' if ranks.count > 1 else ''} x {config.accumulate} micro-step"
+            f"{'s' if config.accumulate > 1 else ''} (--accumulate)."
+        )
+
+
+def prepare(config: TrainConfig, source: Source, ranks: Ranks) -> tuple[TrainingState, dict, nn.Module]:
+    """A fresh training state, the header that its checkpoints carry, and the module to call for a loss: the objective,
+    made ready for the hardware, its tangents verified, and distributed over the ranks."""
+    channels, side, _ = source.shape
+    shape = network_config(config.network, side, channels, source.num_classes)
+    device = ranks.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        with device:  # initial weights are normalised on the device: quick for large networks on a GPU
+            flow = build_flow(config, shape)
+    objective = build_objective(config, flow)
+    ema = EvaluationEma(flow, config.evaluation_ema)
+    dtype = compute_dtype(config.precision, device)
+    prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute)
+    if objective.has_tangents:
+        verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
+    ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
+    module = distribute(objective, ema.flows.values(), ranks)
+    optimizer = torch.optim.AdamW(
+        flow.parameters(),  # which are this rank's shards by now
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    header = {
+        "network": network_to_header(shape),
+        "scaled": config.scaled,
+        "objective": config.objective,
+        "guidance": config.guidance,
+        "class_names": list(source.class_names),
+        "data": source.fingerprint,
+        "latent_space": None if source.latent_space is None else source.latent_space.to_header(),
+    }
+    return TrainingState(objective, ema, optimizer), header, module
+
+
+def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
+    """What every rank must have been told alike."""
+    options = {f.name: repr(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return options | {"the data set": source.fingerprint, "the version of PyTorch": torch.__version__}
+
+
+def resume(state: TrainingState, header: dict, path: Path, ranks: Ranks) -> None:
+    """Load a checkpoint into a fresh state, refusing one of another network or other data."""
+    saved = read_header(path)
+    if network_from_header(saved.get("network"), str(path)) != network_from_header(header["network"], str(path)):
+        raise CheckpointError(f"{path} is of another architecture: {saved['network']}, not {header['network']}.")
+    if saved.get("data") != header["data"]:
+        raise CheckpointError(
+            f"{path} was trained on other data than this command reads now. Restore the data, or choose another --run."
+        )
+    if saved["step"] != step_of(path):
+        raise CheckpointError(f"{path} holds step {saved['step']}; give it back the name it was saved under.")
+    state.load(path, saved["step"], ranks.control)
