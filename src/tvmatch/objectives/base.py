@@ -87,6 +87,9 @@ class Objective(nn.Module):
             self.generator = torch.Generator(device)
         self.generator.manual_seed(seed)
 
+    def advance(self, progress: float) -> None:
+        """Told before every step which share of the training is done, in [0, 1]; for objectives with a curriculum."""
+
     def forward(self, x0: Tensor, label: Tensor, part: Part | None = None) -> StepLoss:
         """Data x0 [B, ...] and classes [B] (-1: none) -> the step's loss, the mean over these B samples."""
         raise NotImplementedError
