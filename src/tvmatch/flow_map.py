@@ -48,6 +48,18 @@ class FlowMap(nn.Module):
         """u(x, t) = w F(x, t, t, class, w): the same network where the two times meet."""
         return self._factor(w, x) * self._evaluate(x, t, t, label, w)
 
+    def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
+        """w F(x, t, s) = f / (s - t): the mean velocity of a jump, smooth where its ends meet."""
+        return self._factor(w, x) * self._evaluate(x, t, s, label, w)
+
+    def average_velocity_derivative(
+        self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor, tangents: Tangents
+    ) -> tuple[Tensor, Tensor]:
+        """`average_velocity` and its derivative along a direction in (x, t, s)."""
+        output, slope = self.network_derivative(x, t, s, label, w, tangents)
+        factor = self._factor(w, x)
+        return factor * output, factor * slope
+
     def unconditional_velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """u(x, t, null, 1): the velocity without class and without guidance."""
         return self.velocity(x, t, torch.full((len(x),), -1, device=x.device), torch.ones_like(t))

@@ -4,14 +4,37 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.dit import DiTConfig
 from tvmatch.networks.presets import build_network
-from tvmatch.objectives import FlowMatching, Objective, TerminalVelocityMatching
+from tvmatch.objectives import (
+    AlphaFlow,
+    FewStepObjective,
+    FlowMatching,
+    ImprovedMeanFlow,
+    LagrangianSelfDistillation,
+    MeanFlow,
+    ModularMeanFlow,
+    Objective,
+    Shortcut,
+    SplitMeanFlow,
+    TerminalVelocityMatching,
+)
 from tvmatch.times import Independent, JumpScheme, LogitNormal, TruncatedGap, Uniform
-from tvmatch.training.config import JumpName, TrainConfig
+from tvmatch.training.config import JumpName, ObjectiveName, TrainConfig
 
-JUMPS: dict[JumpName, JumpScheme] = {
+JUMPS: dict[JumpName, JumpScheme | None] = {
+    "auto": None,  # the objective's own
     "truncated-gap": TruncatedGap(),
     "logit-normal": Independent(LogitNormal()),
     "uniform": Independent(Uniform()),
+}
+
+FEW_STEP: dict[ObjectiveName, type[FewStepObjective]] = {
+    "mean-flow": MeanFlow,
+    "improved-mean-flow": ImprovedMeanFlow,
+    "split-mean-flow": SplitMeanFlow,
+    "shortcut": Shortcut,
+    "alpha-flow": AlphaFlow,
+    "lagrangian": LagrangianSelfDistillation,
+    "modular-mean-flow": ModularMeanFlow,
 }
 
 
@@ -34,9 +57,20 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
                 detach_jvp=config.detach_jvp,
             )
         case "flow-matching":
-            defaults = TrainConfig()
-            for name in ("jumps", "detach_jvp", "weighted"):
-                if getattr(config, name) != getattr(defaults, name):
-                    raise ValueError(f"flow-matching has no option {name}; leave it out.")
+            _refuse(config, "jumps", "detach_jvp", "weighted")
             return FlowMatching(flow, guidance=guidance, label_dropout=config.label_dropout)
+        case name if name in FEW_STEP:
+            method = FEW_STEP[name]
+            _refuse(config, "detach_jvp", "weighted", *([] if method.has_target else ["target_ema"]))
+            if method is Shortcut:
+                _refuse(config, "jumps")  # its jumps are dyadic
+            return method(flow, jumps=JUMPS[config.jumps], guidance=guidance, label_dropout=config.label_dropout)
     raise ValueError(f"unknown objective {config.objective!r}.")
+
+
+def _refuse(config: TrainConfig, *names: str) -> None:
+    """Raise if one of these options was given: the objective would ignore it."""
+    defaults = TrainConfig()
+    for name in names:
+        if getattr(config, name) != getattr(defaults, name):
+            raise ValueError(f"{config.objective} has no option {name}; leave it out.")

@@ -13,13 +13,23 @@ import yaml
 from tvmatch.data.decoding import Crop
 from tvmatch.guidance import parse_guidance
 
-ObjectiveName = Literal["terminal-velocity", "flow-matching"]
+ObjectiveName = Literal[
+    "terminal-velocity",
+    "flow-matching",
+    "mean-flow",
+    "improved-mean-flow",
+    "split-mean-flow",
+    "shortcut",
+    "alpha-flow",
+    "lagrangian",
+    "modular-mean-flow",
+]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 Graphs = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["auto", "single", "ddp", "fsdp"]
-JumpName = Literal["truncated-gap", "logit-normal", "uniform"]
+JumpName = Literal["auto", "truncated-gap", "logit-normal", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,12 @@ class TrainConfig:
     strict: bool = False  # end with an error at the first unreadable picture instead of skipping it
 
     network: str = "DiT-Digits/4"  # see `tvmatch presets`
-    objective: ObjectiveName = "terminal-velocity"  # what is learned
+    objective: ObjectiveName = "terminal-velocity"  # what is learned (docs/methods.md)
     guidance: str = "1.5"  # w: a scale (2), a range drawn uniformly (1:3), or inverse (1/w uniform in (0, 1))
     scaled: bool = True  # scaled parameterisation: the network's output is multiplied by w
     weighted: bool = True  # weight each sample's loss by 1/w^2
     detach_jvp: bool = False  # ablation: stop the gradient through the derivative of the network
-    jumps: JumpName = "truncated-gap"  # how the two ends (t, s) of a jump are drawn
+    jumps: JumpName = "auto"  # how the two ends (t, s) of a jump are drawn (auto: as in the objective's paper)
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
     steps: int = 500  # training steps in all

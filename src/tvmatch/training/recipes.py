@@ -37,6 +37,7 @@ def _imagenet(guidance: str) -> dict[str, Any]:
     return {
         "network": "DiT-XL/2",
         "guidance": guidance,
+        "jumps": "truncated-gap",
         "flip": True,
         "label_dropout": 0.1,
         "steps": 300_000,
