@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import torch
 from tests.cli.support import assert_one_line, tvmatch
 from tests.integrations.official_pickles import HOSTILE, SNAPSHOT, dump, module_tree
 from tests.integrations.test_official import load, under
+from tvmatch.data.latent_space import LatentSpace
 from tvmatch.integrations.snapshot import read_snapshot
+from tvmatch.sampling import draw
 from tvmatch.training.trained import load_run
 
 CODEC = Path(__file__).parents[1] / "data" / "taef2"
@@ -101,6 +104,35 @@ def test_latents_of_a_codec(tmp_path: Path, capsys: pytest.CaptureFixture, monke
         tvmatch(capsys, "import-official", SNAPSHOT, tmp_path / "x", *command[3:], 8),
         "of 16 channels; the network draws 4",
     )
+
+
+def test_models_of_latents_are_evaluated_in_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against data that are its own samples, the distance is zero; of other pictures of them it is not."""
+    model = tmp_path / "model"
+    assert tvmatch(capsys, "import-official", SNAPSHOT, tmp_path / "plain").code == 0
+    drawn = draw(load_run(tmp_path / "plain").flow, torch.arange(600) % 10, 2.0, 1).numpy()
+
+    class Latents:
+        shape, num_classes, class_names, fingerprint = (4, 8, 8), 10, tuple("abcdefghij"), "x"
+        latent_space = LatentSpace("vae", "abc", (4, 8, 8), 64, (0.0,) * 4, (1.0,) * 4)
+
+        def __len__(self) -> int:
+            return len(drawn)
+
+        def batch(self, indices: np.ndarray) -> np.ndarray:
+            return drawn[indices] * factor
+
+    factor = 1.0
+    for module in ("tvmatch.integrations.importing", "tvmatch.metrics.report"):
+        monkeypatch.setattr(f"{module}.open_source", lambda *_: Latents())
+    assert tvmatch(capsys, "import-official", SNAPSHOT, model, "--data", "latents").code == 0
+    distances = []
+    for factor in (1.0, 1.1):  # noqa: B007 (Latents.batch uses it)
+        assert tvmatch(capsys, "evaluate", model, "--nfe", 1, "--samples", 600).code == 0
+        distances.append(json.loads((model / "evaluation.json").read_text())["rows"][0]["frechet"])
+    assert abs(distances[0]) < 1e-3 * distances[1]
 
 
 def test_tensors_alone_need_to_be_told_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

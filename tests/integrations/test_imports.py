@@ -1,0 +1,51 @@
+"""What importing the library brings with it. Each import runs in a Python of its own."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = (
+    "tvmatch.flow_map, tvmatch.objectives, tvmatch.sampling, tvmatch.networks.presets, tvmatch.times, "
+    "tvmatch.guidance, tvmatch.kernels.dual_attention"
+)
+COMMANDS = "tvmatch.cli.main, tvmatch.cli.sample, tvmatch.cli.export, tvmatch.cli.import_official, tvmatch.cli.train"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NAMES = {
+    re.split(r"[\[<>=~!;]", package)[0].strip().replace("-", "_")
+    for packages in PROJECT["optional-dependencies"].values()
+    for package in packages
+}
+# the packages of the extras, what they bring along, and core packages that take long and few commands need
+OPTIONAL = (NAMES - {"tvmatch"}) | {"pandas", "pyarrow", "huggingface_hub", "transformers", "torchvision", "gradio"}
+OPTIONAL |= {"lightning", "accelerate", "sklearn", "scipy", "tensorboard"}
+
+
+def imported(modules: str) -> set[str]:
+    """The top-level packages in a Python that imports `modules`."""
+    program = f"import {modules}; import sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+@pytest.fixture(scope="module")
+def of_torch() -> set[str]:
+    return imported("torch")
+
+
+def test_the_package_alone_imports_neither_torch_nor_numpy() -> None:
+    assert imported("tvmatch") & {"torch", "numpy", *OPTIONAL} == set()
+
+
+@pytest.mark.parametrize(
+    "modules", [PARTS, f"{PARTS}, tvmatch.training.trained, {COMMANDS}"], ids=["parts", "commands"]
+)
+def test_optional_packages_are_not_imported(modules: str, of_torch: set[str]) -> None:
+    found = imported(modules)
+    assert "torch" in found
+    assert found & OPTIONAL - of_torch == set()
