@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -49,7 +51,9 @@ def test_the_network_sees_t_the_gap_and_the_inverse_of_w(flow: FlowMap, inputs: 
     [
         DiT(DiTConfig(image_size=4, channels=1, num_classes=0, patch_size=1, hidden_size=8, depth=1, num_heads=2)),
         DiT(DiTConfig(8, 3, 2, 4, 8, 2, 1, modulation_norm=False, qk_norm=False)),
+        DiT(DiTConfig(8, 3, 2, 4, 8, 2, 1, norm="layer", initialisation="xavier")),
         MLP(MLPConfig(dimension=2, hidden_size=16, depth=3)),
+        MLP(MLPConfig(dimension=2, hidden_size=16, depth=1, norm="layer")),
         MLP(MLPConfig(dimension=5, num_classes=4, hidden_size=16, depth=2)),
     ],
 )
@@ -71,6 +75,8 @@ def test_carried_tangents_equal_forward_mode_of_the_whole(network: ModulatedNetw
         ({"image_size": 9, "patch_size": 2}, "image_size=9 is not a multiple of patch_size=2"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"num_classes": -1}, "num_classes must be 0"),
+        ({"norm": "batch"}, "norm must be rms or layer, got 'batch'"),
+        ({"initialisation": None}, "initialisation must be spectral or xavier, got None"),
         ({"hidden_size": 30, "num_heads": 4}, "hidden size 30"),
         ({"hidden_size": 6, "num_heads": 1}, "multiple of 4"),
     ],
@@ -78,3 +84,24 @@ def test_carried_tangents_equal_forward_mode_of_the_whole(network: ModulatedNetw
 def test_bad_shapes_are_named(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiT(DiTConfig(**({"depth": 1, "num_classes": 2} | values)))
+
+
+def norm_of_hidden_tokens(network: ModulatedNetwork) -> float:
+    return max(float(torch.linalg.matrix_norm(block.mlp.fc1.weight.double(), ord=2)) for block in network.blocks)
+
+
+def test_each_semi_lipschitz_change_can_be_removed(small_config: DiTConfig) -> None:
+    """Each option changes what the network computes (weights equal), or how it starts, and nothing else."""
+    torch.manual_seed(1)
+    ours = randomise(DiT(small_config))
+    x, t, s = torch.randn(2, 2, 4, 4), torch.full((2,), 0.9), torch.full((2,), 0.2)
+    given = (x, t, s, torch.tensor([0, -1]), torch.ones(2))
+    for change in ({"norm": "layer"}, {"qk_norm": False}, {"modulation_norm": False}):
+        other = DiT(dataclasses.replace(small_config, **change))
+        other.load_state_dict({name: value for name, value in ours.state_dict().items() if name in other.state_dict()})
+        assert float((other(*given) - ours(*given)).detach().abs().max()) > 1e-2, change
+    assert norm_of_hidden_tokens(DiT(small_config)) == pytest.approx(1, rel=1e-3)
+    xavier = DiT(dataclasses.replace(small_config, initialisation="xavier"))
+    assert norm_of_hidden_tokens(xavier) > 1.2
+    assert not xavier(*given).any()  # modulation and output start at zero either way
+    assert norm_of_hidden_tokens(MLP(MLPConfig(hidden_size=16, initialisation="xavier"))) > 1.2

@@ -16,6 +16,7 @@ from tvmatch.networks.layers import (
     RMSNorm,
     gelu,
     init_spectral_,
+    layer_norm,
     modulate,
     rms_norm,
 )
@@ -25,10 +26,18 @@ def plain_rms(x: Tensor) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
+def plain_layer_norm(x: Tensor) -> Tensor:
+    """Not `functional.layer_norm`: the gradient of its forward-mode derivative is wrong in PyTorch 2.13, as its saved
+    mean and deviation are constants there."""
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    return (x - mean) / (variance + 1e-6).sqrt()
+
+
 @pytest.mark.parametrize(
     ("ours", "plain"),
     [
         (rms_norm, plain_rms),
+        (layer_norm, plain_layer_norm),
         (gelu, lambda x: functional.gelu(x, approximate="tanh")),
     ],
 )
@@ -57,6 +66,11 @@ def test_modules_against_finite_differences(module: nn.Module) -> None:
     torch.testing.assert_close(y, module(x))
     h = 1e-6
     torch.testing.assert_close(ty, (module(x + h * tx) - module(x - h * tx)) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+def test_layer_norm_is_pytorchs() -> None:
+    x = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer_norm(x), functional.layer_norm(x, (5,), eps=1e-6))
 
 
 def test_linear_adds_the_bias_to_the_primal_only() -> None:

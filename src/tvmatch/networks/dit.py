@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import grid_positions
-from tvmatch.networks.layers import Attention, FeedForward, Modulation, add_gated, add_norm_modulate
-from tvmatch.networks.modulated import ModulatedNetwork
+from tvmatch.networks.layers import Attention, FeedForward, Modulation, Norm, add_gated, add_norm_modulate
+from tvmatch.networks.modulated import Initialisation, ModulatedNetwork, check_choices
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,11 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     modulation_norm: bool = True
     qk_norm: bool = True
+    norm: Norm = "rms"  # of tokens
+    initialisation: Initialisation = "spectral"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("image_size", "channels", "patch_size", "hidden_size", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -50,12 +53,13 @@ class Block(PairModule):
         self.modulation = Modulation(size, 6, config.modulation_norm)
         self.attention = Attention(size, config.num_heads, config.qk_norm)
         self.mlp = FeedForward(size, int(size * config.mlp_ratio))
+        self.norm = config.norm
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
         dtype = self.attention.qkv.compute_dtype
-        x, h = add_norm_modulate(x, shift_a, scale_a, dtype=dtype)
-        x, h = add_norm_modulate(x, shift_m, scale_m, gate_a, self.attention(h), dtype=dtype)
+        x, h = add_norm_modulate(x, shift_a, scale_a, dtype=dtype, norm=self.norm)
+        x, h = add_norm_modulate(x, shift_m, scale_m, gate_a, self.attention(h), dtype=dtype, norm=self.norm)
         return add_gated(x, gate_m, self.mlp(h))
 
 
@@ -73,6 +77,8 @@ class DiT(ModulatedNetwork):
             token_size=config.patch_size**2 * config.channels,
             hidden_size=config.hidden_size,
             modulation_norm=config.modulation_norm,
+            norm=config.norm,
+            initialisation=config.initialisation,
         )
         self.config = config
         self.side = config.image_size // config.patch_size

@@ -6,6 +6,8 @@ transforms the norm and GELU use PyTorch's rules too. On a GPU, `add_norm_modula
 what they say here otherwise is the reference that the kernels are tested against.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -16,6 +18,7 @@ from tvmatch.kernels.dual_attention import scaled_dot_product_attention
 from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
 EPS = 1e-6  # added to mean squares before their root is taken
+Norm = Literal["rms", "layer"]  # of tokens: RMSNorm (paper, section 5), or LayerNorm as in the original DiT (ablation)
 
 
 def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
@@ -24,6 +27,14 @@ def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
     if tangent is None or torch._C._are_functorch_transforms_active():
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
     return forward_ad.make_dual(*rms_norm_pair(primal, tangent, eps))
+
+
+def layer_norm(x: Tensor, eps: float = EPS) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the last dimension, without affine parameters (arXiv 1607.06450)."""
+    return rms_norm(x - x.mean(dim=-1, keepdim=True), eps)
+
+
+NORMS = {"rms": rms_norm, "layer": layer_norm}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -156,16 +167,18 @@ def add_norm_modulate(
     gate: Tensor | None = None,
     update: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    norm: Norm = "rms",
 ) -> tuple[Tensor, Tensor]:
-    """The residual stream y = x + gate update (without both: x), and rms(y) (1 + scale) + shift in `dtype` (x's).
+    """The residual stream y = x + gate update (without both: x), and norm(y) (1 + scale) + shift in `dtype` (x's).
 
-    x, update: [B, N, C]; shift, scale, gate: [B, 1, C]; plain or dual.
+    x, update: [B, N, C]; shift, scale, gate: [B, 1, C]; plain or dual. The fused kernels know the RMS norm only; the
+    other is always computed plainly.
     """
     inputs = (x, shift, scale) if gate is None else (x, shift, scale, gate, update)
     primals, tangents = zip(*(forward_ad.unpack_dual(part) for part in inputs), strict=True)
-    if not modulated_norm.applies(primals[0]):
+    if norm != "rms" or not modulated_norm.applies(primals[0]):
         y = x if gate is None else add_gated(x, gate, update)
-        h = modulate(rms_norm(y), shift, scale)
+        h = modulate(NORMS[norm](y), shift, scale)
         return y, h if dtype is None else h.to(dtype)
     if all(tangent is None for tangent in tangents):
         return modulated_norm.add_norm_modulate(primals, (), EPS, dtype or x.dtype)

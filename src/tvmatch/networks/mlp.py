@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
-from tvmatch.networks.layers import FeedForward, Modulation, add_gated, modulate, rms_norm
-from tvmatch.networks.modulated import ModulatedNetwork
+from tvmatch.networks.layers import NORMS, FeedForward, Modulation, Norm, add_gated, modulate
+from tvmatch.networks.modulated import Initialisation, ModulatedNetwork, check_choices
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,11 @@ class MLPConfig:
     depth: int = 4
     mlp_ratio: float = 2.0
     modulation_norm: bool = True
+    norm: Norm = "rms"  # of the hidden vector
+    initialisation: Initialisation = "spectral"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("dimension", "hidden_size", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -35,10 +38,11 @@ class MLPBlock(PairModule):
         super().__init__()
         self.modulation = Modulation(config.hidden_size, 3, config.modulation_norm)
         self.mlp = FeedForward(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
+        self.norm = config.norm
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(c)
-        return add_gated(x, gate, self.mlp(modulate(rms_norm(x), shift, scale)))
+        return add_gated(x, gate, self.mlp(modulate(NORMS[self.norm](x), shift, scale)))
 
 
 class MLP(ModulatedNetwork):
@@ -52,6 +56,8 @@ class MLP(ModulatedNetwork):
             token_size=config.dimension,
             hidden_size=config.hidden_size,
             modulation_norm=config.modulation_norm,
+            norm=config.norm,
+            initialisation=config.initialisation,
         )
         self.config = config
 

@@ -1,6 +1,7 @@
 """What DiT and MLP have in common: tokens, a conditioning vector, modulated blocks, tangents carried as pairs."""
 
 from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +9,29 @@ from torch import Tensor, nn
 from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import Conditioning
-from tvmatch.networks.layers import Linear, Modulation, init_spectral_, modulate, rms_norm, set_compute_dtype
+from tvmatch.networks.layers import NORMS, Linear, Modulation, Norm, init_spectral_, modulate, set_compute_dtype
+
+Initialisation = Literal["spectral", "xavier"]  # of weights: spectral norm 1 (paper, section 5), or as in DiT
+
+
+def check_choices(config: Any) -> None:
+    """Raise `ValueError` for a norm or an initialisation that does not exist: a header may say anything."""
+    for name, hint in (("norm", Norm), ("initialisation", Initialisation)):
+        if getattr(config, name) not in get_args(hint):
+            raise ValueError(f"{name} must be {' or '.join(get_args(hint))}, got {getattr(config, name)!r}.")
 
 
 class FinalLayer(PairModule):
     """(tokens [B, N, C], conditioning [B, C]) -> tokens [B, N, token_size]."""
 
-    def __init__(self, size: int, token_size: int, modulation_norm: bool) -> None:
+    def __init__(self, size: int, token_size: int, modulation_norm: bool, norm: Norm) -> None:
         super().__init__()
+        self.norm = norm
         self.modulation = Modulation(size, 2, modulation_norm)
         self.linear = Linear(size, token_size)
 
     def body(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.linear(modulate(rms_norm(x), *self.modulation(c)))
+        return self.linear(modulate(NORMS[self.norm](x), *self.modulation(c)))
 
 
 class ModulatedNetwork(Network):
@@ -40,16 +51,20 @@ class ModulatedNetwork(Network):
         token_size: int,
         hidden_size: int,
         modulation_norm: bool = True,
+        norm: Norm = "rms",
+        initialisation: Initialisation = "spectral",
     ) -> None:
         super().__init__(num_classes, data_shape)
+        self.initialisation = initialisation
         self.patches = Linear(token_size, hidden_size)
         self.conditioning = Conditioning(hidden_size, num_classes)
         self.blocks = nn.ModuleList(blocks)
-        self.final = FinalLayer(hidden_size, token_size, modulation_norm)
+        self.final = FinalLayer(hidden_size, token_size, modulation_norm, norm)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initial weights: spectral norm 1; modulation and output zero; class embeddings N(0, 0.02^2); biases zero."""
+        """Initial weights: spectral norm 1 (or Xavier's uniform ones); modulation and output zero; class embeddings
+        N(0, 0.02^2); biases zero."""
         with torch.no_grad():
             self.conditioning.label.weight.normal_(std=0.02, generator=generator)
             for name, module in self.named_modules():
@@ -57,8 +72,10 @@ class ModulatedNetwork(Network):
                     module.bias.zero_()
                     if name.endswith("modulation.linear") or name == "final.linear":
                         module.weight.zero_()
-                    else:
+                    elif self.initialisation == "spectral":
                         init_spectral_(module.weight, generator)
+                    else:
+                        nn.init.xavier_uniform_(module.weight, generator=generator)
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """Compute the blocks in `dtype` (bfloat16, say). Times, the residual stream and the final layer keep the dtype

@@ -34,7 +34,8 @@ class TerminalVelocityMatching(Objective):
     """The paper's objective.
 
     `weighted` divides each sample's loss by w^2 (equation above); `detach_jvp` stops the gradient through dF/ds, an
-    ablation that the paper shows to fail. Whether the network's output is multiplied by w is the flow map's choice
+    ablation that the paper shows to fail; `boundary_at_end` takes r = s, the end of the jump, instead of a time r of
+    its own (ablation). Whether the network's output is multiplied by w is the flow map's choice
     (`FlowMap(scaled=...)`).
     """
 
@@ -49,13 +50,14 @@ class TerminalVelocityMatching(Objective):
         label_dropout: float = 0.1,
         weighted: bool = True,
         detach_jvp: bool = False,
+        boundary_at_end: bool = False,
     ) -> None:
         super().__init__(flow)
         self.jumps = jumps or TruncatedGap()
         self.times = times or LogitNormal()
         self.guidance = guidance or FixedGuidance()
         self.label_dropout = label_dropout
-        self.weighted, self.detach_jvp = weighted, detach_jvp
+        self.weighted, self.detach_jvp, self.boundary_at_end = weighted, detach_jvp, boundary_at_end
 
     @staticmethod
     def terms(
@@ -114,7 +116,7 @@ class TerminalVelocityMatching(Objective):
         label, w = drop_labels(part.spread(label), self.guidance(batch, g), self.label_dropout, g)
         noise = torch.randn((batch, *x0.shape[1:]), generator=g, device=x0.device, dtype=x0.dtype)
         t, s = (part.cut(time.to(x0.dtype)) for time in self.jumps(batch, g))
-        r = part.cut(self.times(batch, g).to(x0.dtype))
+        r = s if self.boundary_at_end else part.cut(self.times(batch, g).to(x0.dtype))
         terms = self.terms(
             self.flow,
             self.target,
