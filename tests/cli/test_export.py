@@ -64,6 +64,6 @@ def test_what_cannot_be_exported(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tvmatch.training.storage.save_file", full)
+    monkeypatch.setattr("tvmatch.training.safetensors_file.save_file", full)
     assert_one_line(tvmatch(capsys, "export", run, "--out", out), "No space left on device")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("weights.safetensors", "before")]

@@ -25,12 +25,17 @@ OPTIONAL = (NAMES - {"tvmatch"}) | {"pandas", "pyarrow", "huggingface_hub", "tra
 OPTIONAL |= {"lightning", "accelerate", "sklearn", "scipy", "tensorboard"}
 
 
-def imported(modules: str) -> set[str]:
-    """The top-level packages in a Python that imports `modules`."""
-    program = f"import {modules}; import sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+def imported_modules(modules: str) -> set[str]:
+    """Every module in a Python that imports `modules`."""
+    program = f"import {modules}; import sys; print(*sorted(sys.modules))"
     return set(
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     )
+
+
+def imported(modules: str) -> set[str]:
+    """The top-level packages among them."""
+    return {name.partition(".")[0] for name in imported_modules(modules)}
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +54,11 @@ def test_optional_packages_are_not_imported(modules: str, of_torch: set[str]) ->
     found = imported(modules)
     assert "torch" in found
     assert found & OPTIONAL - of_torch == set()
+
+
+def test_opening_a_run_and_exporting_it_do_without_distributed_checkpoints() -> None:
+    """They take about 2 s to import, and only training needs them."""
+    found = imported_modules("tvmatch.training.trained, tvmatch.training.export, tvmatch.integrations.onnx")
+    for slow in ("torch.distributed.checkpoint", "torch.distributed.tensor", "torch.distributed.fsdp", "rich.progress"):
+        assert slow not in found
+    assert "torch.distributed.checkpoint" in imported_modules("tvmatch.training.saving")

@@ -151,7 +151,7 @@ def read_only(*_: object, **__: object) -> None:
         ("pathlib.Path.rename", read_only, "Read-only file system"),
         ("builtins.open", read_only, "Read-only file system"),
         ("pathlib.Path.mkdir", read_only, "Read-only file system"),
-        ("tvmatch.training.storage.save_file", full_disk, "No space left on device"),
+        ("tvmatch.training.safetensors_file.save_file", full_disk, "No space left on device"),
     ],
 )
 def test_a_disk_that_refuses_keeps_and_names_the_last_good_one(
@@ -316,6 +316,29 @@ def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     (path / INDEX).write_text(text)
     with pytest.raises(CheckpointError, match="is not the index of a checkpoint"):
         read_header(path)
+
+
+def test_parts_of_several_ranks_are_put_together(tmp_path: Path) -> None:
+    """As three ranks write a tensor of five rows; both readers give it whole."""
+    path, whole = write(tmp_path, 1, tensors={"flow.a": torch.arange(10.0).reshape(5, 2)}), torch.arange(10.0)
+    index, chunks = json.loads((path / INDEX).read_text()), []
+    for rank, (first, last) in enumerate(((0, 2), (2, 4), (4, 5))):
+        name = f"part_{rank:05d}.safetensors"
+        save_file({"flow.a": whole.reshape(5, 2)[first:last].contiguous()}, path / name)
+        index["files"][name] = (path / name).stat().st_size
+        chunks.append({"offset": [first, 0], "shape": [last - first, 2], "file": name})
+    index["tensors"]["flow.a"]["chunks"] = chunks
+    (path / INDEX).write_text(json.dumps(index))
+    goal = torch.zeros(5, 2)
+    load_checkpoint(path, {"flow.a": goal}, None)
+    assert torch.equal(read_checkpoint(path)["flow.a"], whole.reshape(5, 2))
+    assert torch.equal(goal, whole.reshape(5, 2))
+    chunks[1]["shape"], chunks[2]["shape"] = [1, 2], [2, 2]  # the files hold others
+    (path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read: flow.a is torch.float32 \[2, 2\], not as the index says"
+    ):
+        read_checkpoint(path)
 
 
 def test_loading_reads_only_what_is_asked_for_and_in_place(tmp_path: Path) -> None:

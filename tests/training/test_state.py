@@ -7,10 +7,11 @@ import torch
 from tests.training.support import tiny_config
 from tvmatch.data.digits import digits_source
 from tvmatch.training.checkpoint import HEADER, CheckpointError
+from tvmatch.training.header import ema_prefix, network_from_header, network_to_header
 from tvmatch.training.preparing import prepare
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.saving import Saver
-from tvmatch.training.state import TrainingState, ema_prefix, network_from_header, network_to_header
+from tvmatch.training.state import TrainingState
 
 ALONE = Ranks(torch.device("cpu"))
 SOURCE = digits_source()

@@ -5,9 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 PATIENCE = 2.0  # seconds
 BETWEEN_LINES = 30.0  # seconds, where there is no terminal
 
@@ -19,6 +16,9 @@ def show_progress(items: range, description: str) -> Iterator[int]:
     try:
         for done, item in enumerate(items):
             if progress is None and time.monotonic() - started > PATIENCE and sys.stderr.isatty():
+                from rich.console import Console
+                from rich.progress import Progress
+
                 progress = Progress(console=Console(stderr=True), transient=True)
                 progress.start()
                 task = progress.add_task(description, total=len(items))
@@ -34,17 +34,20 @@ def show_progress(items: range, description: str) -> Iterator[int]:
 def counting(description: str, total: int, show: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr with rate and time left, for the length of a block, if stderr is a terminal; a line now and then
     if it is not. Yields a function of (pictures dealt with, pictures among them that took work)."""
+    from rich import progress as bars
+    from rich.console import Console
+
     started, worked, dealt, told = time.monotonic(), 0, 0, time.monotonic()
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]}"),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
     )
     terminal = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not (show and terminal)) as progress:
+    with bars.Progress(*columns, console=Console(stderr=True), disable=not (show and terminal)) as progress:
         task = progress.add_task(description, total=total, rate="")
 
         def done(pictures: int, encoded: int) -> None:

@@ -24,8 +24,8 @@ from tvmatch.networks.layers import EPS
 from tvmatch.networks.presets import SIZES
 from tvmatch.training.checkpoint import FORMAT, CheckpointError, checkpoint_path, first_failure
 from tvmatch.training.config import TrainConfig, to_yaml
+from tvmatch.training.header import ema_prefix
 from tvmatch.training.preview import default_w
-from tvmatch.training.state import ema_prefix
 from tvmatch.training.storage import SafetensorsWriter
 
 DECAY = 0.9999  # of the paper's evaluation average, under which the weights are kept

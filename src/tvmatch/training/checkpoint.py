@@ -13,20 +13,21 @@ import math
 import re
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
-from tvmatch.training.storage import INDEX, SafetensorsReader
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
 
 FORMAT = 2
+INDEX = "tvmatch.json"  # of a checkpoint folder
 EXPORT_FORMAT = 1  # of the single file, which was the only format once
 FOLDER = "checkpoints"
 NAME = re.compile(r"step_(\d+)(\.safetensors)?")
@@ -122,12 +123,7 @@ def read_checkpoint(path: Path, prefix: str = "", device: str | torch.device = "
     """The tensors whose names start with `prefix`, named without it, whole and in this process."""
     if path.is_dir():
         saved = _read_index(path)["tensors"]
-        tensors = {
-            name: torch.empty(saved[name]["shape"], dtype=getattr(torch, saved[name]["dtype"]))
-            for name in saved
-            if name.startswith(prefix)
-        }
-        load_checkpoint(path, tensors, None)
+        tensors = _read_parts(path, {name: saved[name] for name in saved if name.startswith(prefix)})
     else:
         with _open(path) as file:
             _file_header(file, path)
@@ -138,6 +134,12 @@ def read_checkpoint(path: Path, prefix: str = "", device: str | torch.device = "
 
 def load_checkpoint(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
     """Fill `tensors`, whole or sharded, from a checkpoint; all ranks of `group` call it (None: this process alone)."""
+    # here: it takes longer to import than sampling needs in all
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from tvmatch.training.storage import SafetensorsReader
+
     reader = SafetensorsReader(path, _read_index(path))
     try:
         dcp.load(dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None)
@@ -145,7 +147,29 @@ def load_checkpoint(path: Path, tensors: dict[str, Tensor], group: dist.ProcessG
         raise CheckpointError(f"{path} cannot be read: {first_failure(error)}. {_remedy(path)}") from error
 
 
-def first_failure(error: CheckpointException) -> str:
+def _read_parts(path: Path, saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors that an index describes, each put together from its parts."""
+    tensors: dict[str, Tensor] = {}
+    parts = defaultdict(list)
+    for name, tensor in saved.items():
+        tensors[name] = torch.empty(tensor["shape"], dtype=getattr(torch, tensor["dtype"]))
+        for chunk in tensor["chunks"]:
+            place = tuple(slice(at, at + length) for at, length in zip(chunk["offset"], chunk["shape"], strict=True))
+            parts[chunk["file"]].append((name, tensors[name][place]))
+    for file, goals in parts.items():
+        try:
+            with safe_open(path / file, framework="pt") as opened:
+                for name, goal in goals:
+                    value = opened.get_tensor(name)
+                    if (value.shape, value.dtype) != (goal.shape, goal.dtype):
+                        raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, not as the index says")
+                    goal.copy_(value)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path / file} cannot be read: {error}. {_remedy(path)}") from error
+    return tensors
+
+
+def first_failure(error: "CheckpointException") -> str:
     """Why a save or load failed, of the first rank that did."""
     rank, (cause, _) = min(error.failures.items())
     reason = (cause.strerror if isinstance(cause, OSError) else None) or f"{type(cause).__name__}: {cause}"

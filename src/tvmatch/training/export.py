@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 from tvmatch.training.checkpoint import EXPORT_FORMAT, CheckpointError, list_checkpoints, read_checkpoint, read_header
+from tvmatch.training.header import ema_prefix
 from tvmatch.training.run_folder import read_config
-from tvmatch.training.state import ema_prefix
-from tvmatch.training.storage import write_safetensors
+from tvmatch.training.safetensors_file import write_safetensors
 from tvmatch.training.trained import averages_in, choose_average
 
 

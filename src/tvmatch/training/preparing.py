@@ -15,8 +15,9 @@ from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+from tvmatch.training.header import network_from_header, network_to_header
 from tvmatch.training.ranks import Ranks, checksums
-from tvmatch.training.state import TrainingState, network_from_header, network_to_header
+from tvmatch.training.state import TrainingState
 
 
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:

@@ -1,19 +1,16 @@
 """The state of a training run as named tensors: what a checkpoint holds, and nothing else."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tvmatch.networks.dit import DiTConfig
 from tvmatch.objectives import Objective
-from tvmatch.training.checkpoint import CheckpointError, load_checkpoint, read_shapes
+from tvmatch.training.checkpoint import load_checkpoint, read_shapes
 from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.header import check_same_names, ema_prefix
 from tvmatch.training.skipping import SkippedSteps
 
 ADAMW_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for every parameter
@@ -77,36 +74,3 @@ class TrainingState:
         if self.objective.target is not None:
             moving.append((self.objective.target, target_decay))
         move_towards(moving, self.objective.flow, skip)
-
-
-def ema_prefix(decay: float) -> str:
-    """What the names of an average's tensors start with; the decay in full, as 0.9999999 is not 1."""
-    return f"ema.{float(decay)!r}."
-
-
-def check_same_names(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size], source: str) -> None:
-    """Raise `CheckpointError` unless both hold the same names with the same shapes."""
-    missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-    if missing or unknown:
-        parts = [f"it lacks {missing[0]} (and {len(missing) - 1} more)"] if missing else []
-        parts += [f"it has {unknown[0]} (and {len(unknown) - 1} more), which is unknown here"] if unknown else []
-        raise CheckpointError(f"{source} is of another architecture or objective: {'; '.join(parts)}.")
-    for name, shape in ours.items():
-        if theirs[name] != shape:
-            raise CheckpointError(
-                f"{source} is of another architecture: {name} has shape {list(theirs[name])}, "
-                f"this network needs {list(shape)}."
-            )
-
-
-def network_to_header(config: DiTConfig) -> dict[str, Any]:
-    """The network's configuration as JSON values."""
-    return dataclasses.asdict(config)
-
-
-def network_from_header(values: Any, source: str) -> DiTConfig:
-    """The network's configuration from a checkpoint's header."""
-    try:
-        return DiTConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source} describes a network that this version does not know: {error}") from error

@@ -8,7 +8,6 @@ standstill for 0.8 GB, in a save that should not be felt (measured; `save_file`,
 
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -30,8 +28,8 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from tvmatch.files import replacing, sync_folder
-
-INDEX = "tvmatch.json"
+from tvmatch.training.checkpoint import INDEX
+from tvmatch.training.safetensors_file import write_safetensors
 
 
 class SafetensorsWriter(StorageWriter):
@@ -92,22 +90,6 @@ class SafetensorsWriter(StorageWriter):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
         return True
-
-
-def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file as `save_file` does, down to the disk; `OSError` if the disk refuses."""
-    path.touch()
-    mode = path.stat().st_mode  # what this user's files are given; save_file makes them private
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    path.chmod(mode)
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 class SafetensorsReader(StorageReader):

@@ -19,9 +19,9 @@ from tvmatch.training.checkpoint import (
     read_header,
     read_shapes,
 )
+from tvmatch.training.header import check_same_names, ema_prefix, network_from_header
 from tvmatch.training.preview import default_w
 from tvmatch.training.run_folder import read_config
-from tvmatch.training.state import check_same_names, ema_prefix, network_from_header
 
 
 @dataclass(frozen=True)
