@@ -139,6 +139,8 @@ def test_other_averages_are_another_objective(tmp_path: Path) -> None:
 def test_network_in_the_header() -> None:
     config = fresh().objective.flow.network.config
     assert network_from_header(network_to_header(config), "a checkpoint") == config
+    points = MLPConfig(2, hidden_size=32)
+    assert network_from_header(network_to_header(points), "a checkpoint") == points
     for values in (None, {"hidden_size": 16, "wings": 2}, {"depth": 0}):
         with pytest.raises(CheckpointError, match="a checkpoint describes a network that this version does not know"):
             network_from_header(values, "a checkpoint")

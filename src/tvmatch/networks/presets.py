@@ -1,6 +1,7 @@
 """Networks by name, `DiT-XL/2` and the like, and networks from their configuration."""
 
 import difflib
+import re
 from typing import NamedTuple
 
 from tvmatch.networks.base import Network
@@ -25,13 +26,19 @@ SIZES = {
     "L": Size(hidden_size=1024, depth=24, num_heads=16),
     "XL": Size(hidden_size=1152, depth=28, num_heads=18),
 }
+POINTS = re.compile(r"MLP-(\d+)x(\d+)")
 PATCH_SIZES = (1, 2, 4, 8)
 NETWORKS = {f"DiT-{size}/{patch}": (SIZES[size], patch) for size in SIZES for patch in PATCH_SIZES}
 
 
-def network_config(preset: str, image_size: int, channels: int, num_classes: int) -> DiTConfig:
+def network_config(preset: str, image_size: int, channels: int, num_classes: int) -> DiTConfig | MLPConfig:
     """The configuration of a named preset for pictures [channels, image_size, image_size] of `num_classes` classes
-    (0: unconditional). `ValueError` if there is no such preset, or its patches do not tile the picture."""
+    (0: unconditional); `MLP-128x3` is a network of hidden size 128 and depth 3 for points, which are pictures of size 1
+    with a channel for each coordinate. `ValueError` if there is no such preset, or it does not fit the data."""
+    if (mlp := POINTS.fullmatch(preset)) is not None:
+        if image_size != 1:
+            raise ValueError(f"{preset} is a network for points, not for pictures of {image_size} pixels a side.")
+        return MLPConfig(channels, num_classes, hidden_size=int(mlp[1]), depth=int(mlp[2]))
     if preset not in NETWORKS:
         near = difflib.get_close_matches(preset, NETWORKS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(NETWORKS)}."

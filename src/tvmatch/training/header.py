@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tvmatch.networks.dit import DiTConfig
+from tvmatch.networks.mlp import MLPConfig
 from tvmatch.training.checkpoint import CheckpointError
 
 
@@ -30,14 +31,14 @@ def check_same_names(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.
             )
 
 
-def network_to_header(config: DiTConfig) -> dict[str, Any]:
+def network_to_header(config: DiTConfig | MLPConfig) -> dict[str, Any]:
     """The network's configuration as JSON values."""
     return dataclasses.asdict(config)
 
 
-def network_from_header(values: Any, source: str) -> DiTConfig:
-    """The network's configuration from a checkpoint's header."""
+def network_from_header(values: Any, source: str) -> DiTConfig | MLPConfig:
+    """The network's configuration from a checkpoint's header; that of a network for points says its `dimension`."""
     try:
-        return DiTConfig(**values)
+        return MLPConfig(**values) if "dimension" in values else DiTConfig(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source} describes a network that this version does not know: {error}") from error
