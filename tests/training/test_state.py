@@ -6,6 +6,7 @@ import torch
 
 from tests.training.support import tiny_config
 from tvmatch.data.digits import digits_source
+from tvmatch.networks.mlp import MLPConfig
 from tvmatch.training.checkpoint import HEADER, CheckpointError
 from tvmatch.training.header import ema_prefix, network_from_header, network_to_header
 from tvmatch.training.preparing import prepare
