@@ -3,7 +3,7 @@ import torch
 
 from tests.test_flow_map import GaussianNetwork
 from tvmatch.flow_map import FlowMap
-from tvmatch.sampling import draw, euler, sample, seeded_noise
+from tvmatch.sampling import consistency, draw, euler, sample, seeded_noise
 
 
 def gaussian() -> FlowMap:
@@ -56,3 +56,24 @@ def test_bad_requests_are_named(flow: FlowMap) -> None:
             sample(flow, noise, **keywords)
     with pytest.raises(ValueError, match="method"):
         draw(flow, torch.tensor([0]), 1.0, 1, method="heun")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_consistency_sampling_keeps_the_distribution_with_fresh_noise(steps: int) -> None:
+    noise = torch.randn(4000, 2, dtype=torch.float64)
+    x = consistency(gaussian(), noise, steps=steps)
+    assert float(x.std()) == pytest.approx(0.5, rel=0.03)
+    again = consistency(gaussian(), noise, steps=steps, fresh=lambda call: torch.zeros_like(noise))
+    # without noise each further call starts from (1 - s) x_0 instead of from x_s
+    expected = 0.5 * noise
+    for k in range(1, steps):
+        s = 1 - k / steps
+        expected = 0.5 * (1 - s) * expected / (0.25 * (1 - s) ** 2 + s**2) ** 0.5
+    torch.testing.assert_close(again, expected)
+
+
+def test_consistency_sampling_draws_alike_in_any_batches(flow: FlowMap) -> None:
+    label = torch.tensor([0, 1, 2, -1, 0])
+    whole = draw(flow, label, 1.5, 3, seed=3, method="consistency")
+    torch.testing.assert_close(whole, draw(flow, label, 1.5, 3, seed=3, batch_size=2, method="consistency"))
+    assert not torch.equal(seeded_noise(3, [0], (4,)), seeded_noise(3, [0], (4,), call=1))

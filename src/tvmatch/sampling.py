@@ -1,5 +1,7 @@
-"""Few-step sampling with a flow map, and Euler steps along its velocity for comparison (DESIGN section 1)."""
+"""Few-step sampling with a flow map, and for comparison Euler steps along its velocity (DESIGN section 1) and the
+sampling of consistency models."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from tvmatch.checks import check_guidance, check_labels
 from tvmatch.flow_map import FlowMap
-from tvmatch.interpolant import per_sample
+from tvmatch.interpolant import interpolate, per_sample
 from tvmatch.times import check_grid, uniform_grid
+
+Method = Literal["jump", "euler", "consistency"]
 
 
 @torch.no_grad()
@@ -47,6 +51,31 @@ def euler(
 
 
 @torch.no_grad()
+def consistency(
+    flow: FlowMap,
+    noise: Tensor,
+    label: Tensor | int = -1,
+    w: Tensor | float = 1.0,
+    steps: int = 1,
+    times: Sequence[float] | None = None,
+    fresh: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Draw samples from a map that knows jumps to s = 0 only: x_0 = x_t + f(x_t, t, 0), then x_s = (1 - s) x_0 + s e
+    with new noise e (arXiv 2303.01469, algorithm 1). `fresh(k)` gives the noise after call k = 1, 2, ... (None: drawn
+    from torch's global stream); the other arguments as for `sample`."""
+    label, w = _for_batch(flow, noise, label, w)
+    calls = itertools.count(1)
+
+    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        x0, number = flow.jump(x, t, torch.zeros_like(s), label, w), next(calls)
+        if not bool(s.any()):
+            return x0
+        return interpolate(x0, torch.randn_like(x0) if fresh is None else fresh(number), s)
+
+    return _walk(noise, steps, times, step)
+
+
+@torch.no_grad()
 def draw(
     flow: FlowMap,
     label: Tensor,
@@ -54,7 +83,7 @@ def draw(
     steps: int,
     *,
     seed: int = 0,
-    method: Literal["jump", "euler"] = "jump",
+    method: Method = "jump",
     batch_size: int = 256,
 ) -> Tensor:
     """One sample for each class in `label` [N], in batches, on the flow map's device; returned on the CPU.
@@ -69,19 +98,22 @@ def draw(
     parts = []
     for start in range(0, len(label), batch_size):
         part = label[start : start + batch_size]
-        noise = seeded_noise(seed, range(start, start + len(part)), flow.network.data_shape).to(weight)
-        parts.append(METHODS[method](flow, noise, part, w, steps).cpu())
+        numbered = functools.partial(seeded_noise, seed, range(start, start + len(part)), flow.network.data_shape)
+        fresh = {"fresh": lambda call, of=numbered: of(call).to(weight)} if method == "consistency" else {}
+        parts.append(METHODS[method](flow, numbered().to(weight), part, w, steps, **fresh).cpu())
     return torch.cat(parts)
 
 
-def seeded_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+def seeded_noise(seed: int, indices: Sequence[int], shape: Sequence[int], call: int = 0) -> Tensor:
     """Standard normal noise [len(indices), *shape], float32 on the CPU: sample i is the same in every batch, on every
     rank and for every device. Counter-based (Philox, keyed by seed and index): torch's CPU generator would keep only
-    32 bits of a seed."""
+    32 bits of a seed. Samplers that put noise in again ask for it by the number of the `call`."""
     if seed < 0:
         raise ValueError(f"the seed must be 0 or more, got {seed}.")
     rows = [
-        np.random.Generator(np.random.Philox(key=(seed, int(index)))).standard_normal(tuple(shape), np.float32)
+        np.random.Generator(np.random.Philox(counter=(0, 0, 0, call), key=(seed, int(index)))).standard_normal(
+            tuple(shape), np.float32
+        )
         for index in indices
     ]
     return torch.from_numpy(np.stack(rows))
@@ -108,4 +140,10 @@ def _walk(
     return x
 
 
-METHODS = {"jump": sample, "euler": euler}
+METHODS = {"jump": sample, "euler": euler, "consistency": consistency}
+
+
+def method_of(objective: str) -> Method:
+    """How what this objective has learned is sampled: by jumps, by Euler steps where it is only a velocity, or with
+    fresh noise where it is jumps to s = 0 only."""
+    return {"flow-matching": "euler", "consistency-training": "consistency"}.get(objective, "jump")

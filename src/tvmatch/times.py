@@ -63,6 +63,17 @@ class Independent:
 
 
 @dataclass(frozen=True)
+class ToData:
+    """Jumps to the data, s = 0, from times of a scheme."""
+
+    scheme: TimeScheme
+
+    def __call__(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        t = self.scheme(batch, generator)
+        return t, torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
 class TruncatedGap:
     """The paper's scheme: a gap g = sigmoid(N(gap_mean, gap_deviation^2)), then an end time s that is logit-normal
     (s_mean, s_deviation) truncated to [0, 1 - g], and t = s + g.

@@ -16,6 +16,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance
 from tvmatch.objectives import (
     AlphaFlow,
+    ConsistencyTraining,
     FewStepObjective,
     ImprovedMeanFlow,
     LagrangianSelfDistillation,
@@ -39,6 +40,7 @@ METHODS = {
     "alpha-flow": lambda flow: AlphaFlow(flow, smallest=ALPHA),
     "lagrangian": LagrangianSelfDistillation,
     "modular-mean-flow": lambda flow: ModularMeanFlow(flow, largest=0.0),
+    "consistency-training": ConsistencyTraining,
 }
 POINTWISE = ("split-mean-flow", "shortcut", "lagrangian")  # their loss itself vanishes where s < t
 

@@ -23,7 +23,8 @@ class SampleOptions:
     nfe: int | None = None  # network calls a picture (default: 1, or what an imported model says)
     w: float | None = None  # guidance scale (default: the one trained for)
     classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()  # names or numbers; default: all in turn
-    method: Literal["jump", "euler"] | None = None  # default: euler for flow matching, jump otherwise
+    # default: euler for flow matching, consistency (fresh noise between calls) for consistency training, else jump
+    method: Literal["jump", "euler", "consistency"] | None = None
     seed: int = 0
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
     batch_size: int = 256  # pictures drawn at once

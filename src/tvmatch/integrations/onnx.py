@@ -73,6 +73,11 @@ def export_onnx(trained: TrainedRun, out: Path, weights: Weights = "float32") ->
     """
     if weights not in get_args(Weights):
         raise ValueError(f"weights must be {', '.join(get_args(Weights))}, got {weights!r}.")
+    if trained.method == "consistency":
+        raise ValueError(
+            f"a model of {trained.objective} needs fresh noise between its calls, which the exported step does not draw; "
+            "models of the other objectives can be exported."
+        )
     onnx, runtime = _libraries()
     trained.flow.cpu().eval()
     count = sum(parameter.numel() for parameter in trained.flow.parameters())

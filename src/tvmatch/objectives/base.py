@@ -87,6 +87,12 @@ class Objective(nn.Module):
             self.generator = torch.Generator(device)
         self.generator.manual_seed(seed)
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What the optimiser moves, by name: the weights of the flow map (`network. ...`), and those that the objective
+        has of its own (a learned weight of the loss)."""
+        own = {name: value for name, value in self.named_parameters() if not name.startswith(("flow.", "target."))}
+        return dict(self.flow.named_parameters()) | own
+
     def advance(self, progress: float) -> None:
         """Told before every step which share of the training is done, in [0, 1]; for objectives with a curriculum."""
 

@@ -33,6 +33,8 @@ FORWARD_PASSES: dict[ObjectiveName, int] = {  # with guidance
     "alpha-flow": 5,  # one jump, and 3
     "lagrangian": 8,  # JVP and its backward 6, target 1
     "modular-mean-flow": 7,  # JVP and its backward 6
+    "consistency-training": 6,
+    "inductive-moment-matching": 5,
 }
 
 
@@ -117,7 +119,7 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
         objective, compute_dtype(case.precision, device), should_compile(case.compile, device), case.recompute
     )
     module = distribute(objective, ema.flows.values(), ranks)
-    parameters = list(flow.parameters())
+    parameters = list(objective.trained().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
     label = torch.arange(case.batch, device=device) % case.classes

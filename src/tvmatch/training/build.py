@@ -6,9 +6,11 @@ from tvmatch.networks.dit import DiTConfig
 from tvmatch.networks.presets import build_network
 from tvmatch.objectives import (
     AlphaFlow,
+    ConsistencyTraining,
     FewStepObjective,
     FlowMatching,
     ImprovedMeanFlow,
+    InductiveMomentMatching,
     LagrangianSelfDistillation,
     MeanFlow,
     ModularMeanFlow,
@@ -35,8 +37,11 @@ FEW_STEP: dict[ObjectiveName, type[FewStepObjective]] = {
     "alpha-flow": AlphaFlow,
     "lagrangian": LagrangianSelfDistillation,
     "modular-mean-flow": ModularMeanFlow,
+    "consistency-training": ConsistencyTraining,
+    "inductive-moment-matching": InductiveMomentMatching,
 }
 
+OWN_JUMPS = (Shortcut, ConsistencyTraining, InductiveMomentMatching)  # dyadic; to s = 0; shared by groups
 
 def build_flow(config: TrainConfig, network: DiTConfig) -> FlowMap:
     """A freshly initialised flow map; initial weights come from torch's global random stream."""
@@ -62,8 +67,9 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
         case name if name in FEW_STEP:
             method = FEW_STEP[name]
             _refuse(config, "detach_jvp", "weighted", *([] if method.has_target else ["target_ema"]))
-            if method is Shortcut:
-                _refuse(config, "jumps")  # its jumps are dyadic
+            if method in OWN_JUMPS:
+                _refuse(config, "jumps")
+                return method(flow, guidance=guidance, label_dropout=config.label_dropout)
             return method(flow, jumps=JUMPS[config.jumps], guidance=guidance, label_dropout=config.label_dropout)
     raise ValueError(f"unknown objective {config.objective!r}.")
 

@@ -23,6 +23,8 @@ ObjectiveName = Literal[
     "alpha-flow",
     "lagrangian",
     "modular-mean-flow",
+    "consistency-training",
+    "inductive-moment-matching",
 ]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]

@@ -49,7 +49,7 @@ def prepare(config: TrainConfig, source: Source, ranks: Ranks) -> tuple[Training
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
     module = distribute(objective, ema.flows.values(), ranks)
     optimizer = torch.optim.AdamW(
-        flow.parameters(),  # which are this rank's shards by now
+        objective.trained().values(),  # which are this rank's shards by now
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,

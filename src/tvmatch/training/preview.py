@@ -10,7 +10,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.pictures import captioned, enlarge, tile
-from tvmatch.sampling import euler, sample, seeded_noise
+from tvmatch.sampling import METHODS, method_of, seeded_noise
 from tvmatch.training.config import TrainConfig
 
 CLASSES, COLUMNS = 10, 6
@@ -41,7 +41,8 @@ def draw_preview(
     label = torch.tensor(classes).repeat_interleave(COLUMNS)
     noise = seeded_noise(config.seed, range(len(label)), flow.network.data_shape)
     noise = noise.to(next(flow.parameters()).device)
-    draw, counts = (euler, (4, 32)) if config.objective == "flow-matching" else (sample, (1, 2, 4))
+    method = method_of(config.objective)
+    draw, counts = METHODS[method], (4, 32) if method == "euler" else (1, 2, 4)
     w = default_w(config.guidance, flow.network.num_classes)
     blocks = []
     for steps in counts:

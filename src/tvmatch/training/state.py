@@ -37,7 +37,10 @@ class TrainingState:
             named |= {f"target.{name}": value for name, value in self.objective.target.state_dict().items()}
         for decay, average in self.ema.flows.items():
             named |= {f"{ema_prefix(decay)}{name}": value for name, value in average.state_dict().items()}
-        for name, parameter in self.objective.flow.named_parameters():
+        trained = self.objective.trained()
+        own = trained.keys() - dict(self.objective.flow.named_parameters()).keys()
+        named |= {f"objective.{name}": trained[name].detach() for name in sorted(own)}
+        for name, parameter in trained.items():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
         return named | self.skipped.tensors()
@@ -47,7 +50,7 @@ class TrainingState:
         misshapen, and then nothing was loaded."""
         goal = {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
         slots: dict[str, tuple[Tensor, str]] = {}
-        for name, parameter in self.objective.flow.named_parameters():
+        for name, parameter in self.objective.trained().items():
             for slot in ADAMW_SLOTS if step > 0 else ():
                 # AdamW(fused=True) keeps its step count beside the parameter, as a plain tensor
                 zeros = torch.zeros((), device=parameter.device) if slot == "step" else torch.zeros_like(parameter)

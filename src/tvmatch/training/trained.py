@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,6 +11,7 @@ from tvmatch.data.latent_space import LatentSpace
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.networks.presets import build_network
+from tvmatch.sampling import Method, method_of
 from tvmatch.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
@@ -40,9 +41,9 @@ class TrainedRun:
     nfe: int = 1  # network calls to use where none are asked for
 
     @property
-    def method(self) -> Literal["jump", "euler"]:
-        """How this run is sampled: by jumps, or, where only a velocity was learned, by Euler steps."""
-        return "euler" if self.objective == "flow-matching" else "jump"
+    def method(self) -> Method:
+        """How this run is sampled: by jumps, unless its objective teaches something else."""
+        return method_of(self.objective)
 
     def class_index(self, name: str) -> int:
         """The index of a class given by name, or by number unless there are names that are numbers themselves;
