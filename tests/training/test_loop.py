@@ -47,7 +47,8 @@ def run(config: TrainConfig, **keywords) -> None:
 def metrics(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl without the clock's share."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    clocks = {"images_per_second", "training_seconds"}
+    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 
 def pictures(count: int = 12, side: int = 8, channels: int = 3) -> np.ndarray:

@@ -1,15 +1,24 @@
 """`tvmatch evaluate RUN`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from tvmatch.cli.options import check_out, check_seed, parse, warn
+
+DESCRIPTION = """Measure the samples of a trained run against its training data.
+
+With --features (a TorchScript network; Inception for FID): Frechet and kernel distance, precision, recall, density,
+coverage, sliced W2, pictures, the trade-off of w and calls. Without: the Frechet distance of pixel values (of
+latents), and for digits the share that is read right.
+
+Run again, it continues what was killed. Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch evaluate ..."""
 
 
 @dataclass(frozen=True)
@@ -20,36 +29,95 @@ class EvaluateOptions:
     nfe: tuple[int, ...] = (1, 2, 4)  # network calls a picture
     w: tuple[float, ...] = ()  # guidance scales (default: the one trained for)
     samples: int = 2000  # pictures for each figure, spread evenly over the classes
+    features: Path | None = None  # a TorchScript feature network: pictures [B, 3, size, size] to features [B, D]
+    statistics: Path | None = None  # of `tvmatch statistics` (default: made from the run's own data, for Inception)
+    seeds: tuple[int, ...] = (0,)  # of the noise; several give error bars (with --features)
     method: Literal["jump", "euler"] | None = None  # default: euler for flow matching, jump otherwise
-    seed: int = 0
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
-    out: Path | None = None  # JSON with the figures (default: RUN/evaluation.json)
+    out: Path | None = None  # JSON with the figures (default: RUN/evaluation.json); with --features a folder beside it
+    batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 500  # pictures at once (with --features)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the blocks (with --features; auto: as in training)
+    codec: str | None = None  # of a model of latents, if it has moved (with --features)
     device: str = "auto"
 
 
 def command(arguments: list[str]) -> int:
     """Measure, print a table, write JSON."""
-    options = parse(
-        EvaluateOptions, "evaluate", "Measure the samples of a trained run against its training data.", arguments
-    )
+    options = parse(EvaluateOptions, "evaluate", DESCRIPTION, arguments)
+    for seed in options.seeds:
+        check_seed(seed)
+    out = options.out or options.run / "evaluation.json"
+    check_out(out, (".json",))
+    return _in_pixels(options, out) if options.features is None else _in_features(options, out)
+
+
+def _in_features(options: EvaluateOptions, out: Path) -> int:
+    from tvmatch.metrics.evaluation import EvaluationPlan, evaluate, shown_rows
+    from tvmatch.metrics.features import FeatureNetwork, Preprocessing
+    from tvmatch.metrics.kernel import require_torchmetrics
+    from tvmatch.metrics.statistics import read_statistics
+    from tvmatch.training.ranks import join_ranks
+    from tvmatch.training.trained import load_run
+
+    require_torchmetrics()
+    preprocessing = Preprocessing()
+    if options.statistics is not None:  # they say how the network is used
+        told = read_statistics(options.statistics).provenance["network"]
+        preprocessing = Preprocessing(told["size"], told["resize"], tuple(told["mean"]), tuple(told["deviation"]))
+    with join_ranks("auto", options.device) as ranks:
+        trained = load_run(options.run, options.ema, ranks.device)
+        plan = EvaluationPlan(
+            calls=options.nfe,
+            scales=options.w or (trained.w,),
+            samples=options.samples,
+            seeds=options.seeds,
+            method=options.method,
+            statistics=options.statistics,
+            batch_size=options.batch_size,
+            precision=options.precision,
+            codec=options.codec,
+        )
+        for w in plan.scales:
+            warning = trained.check_w(w)
+            if ranks.main:
+                warn("evaluate", warning)
+        network = FeatureNetwork(options.features, preprocessing, ranks.device)
+        rows = evaluate(options.run, trained, network, plan, out, ranks)
+    if ranks.main:
+        if not (out.with_suffix("") / "tradeoff.png").is_file():
+            warn("evaluate", "no plot was drawn: pip install 'tvmatch[eval]'")
+        _show(options, trained.step, shown_rows(rows), out)
+    return 0
+
+
+def _in_pixels(options: EvaluateOptions, out: Path) -> int:
     from tvmatch.files import write_text
     from tvmatch.metrics.report import evaluate_run
     from tvmatch.training.ranks import choose_device
     from tvmatch.training.trained import load_run
 
-    check_seed(options.seed)
-    out = options.out or options.run / "evaluation.json"
-    check_out(out, (".json",))
+    defaults = EvaluateOptions(options.run)
+    for name in ("statistics", "batch_size", "precision", "codec"):
+        if getattr(options, name) != getattr(defaults, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} belongs to --features NETWORK; give that too, or leave it out."
+            )
+    if len(options.seeds) != 1:
+        raise ValueError(f"without --features there is one seed, got {list(options.seeds)}.")
     trained = load_run(options.run, options.ema, choose_device(options.device))
     for w in options.w:
         warn("evaluate", trained.check_w(w))
-    rows = evaluate_run(
-        options.run, trained, options.nfe, options.w or (trained.w,), options.samples, options.seed, options.method
-    )
+    scales = options.w or (trained.w,)
+    rows = evaluate_run(options.run, trained, options.nfe, scales, options.samples, options.seeds[0], options.method)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps({"checkpoint": str(trained.checkpoint), "ema": trained.ema, "rows": rows}, indent=1))
+    _show(options, trained.step, rows, out)
+    return 0
+
+
+def _show(options: EvaluateOptions, step: int, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     # a line of its own: a title is wrapped to the width of the table
-    print(f"{options.run}, step {trained.step}, {options.samples} samples")
+    print(f"{options.run}, step {step}, {options.samples} samples")
     table = Table()
     for column in rows[0]:
         table.add_column(column, justify="right")
@@ -57,4 +125,3 @@ def command(arguments: list[str]) -> int:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
     print(out)
-    return 0

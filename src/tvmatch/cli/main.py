@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("tvmatch.cli.train", "train a generator (handwritten digits, if you give no arguments)"),
     "sample": ("tvmatch.cli.sample", "draw pictures with a trained run"),
     "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
+    "statistics": ("tvmatch.cli.statistics", "describe a data set in the features of a network, for evaluate"),
     "encode": ("tvmatch.cli.encode", "encode pictures into latents, for models of latents"),
     "export": ("tvmatch.cli.export", "write a trained run's weights into one plain file"),
     "import-official": ("tvmatch.cli.import_official", "read a snapshot of the official implementation"),

@@ -50,7 +50,7 @@ class FeatureStatistics:
 
 
 class FeatureAccumulator:
-    """Statistics of features that come in batches, without keeping them.
+    """Statistics of features that come in batches, without keeping them; on the device of the first batch, in float64.
 
     Each batch is centred before it is squared and merged as in Chan, Golub and LeVeque (1979): sums of raw squares
     lose every digit when the mean is large against the deviation.
@@ -58,72 +58,86 @@ class FeatureAccumulator:
 
     def __init__(self) -> None:
         self.count = 0
-        self._mean: np.ndarray | None = None
-        self._scatter: np.ndarray | None = None  # sum of (x - mean)(x - mean)^T
+        self.mean: Tensor | None = None
+        self.scatter: Tensor | None = None  # sum of (x - mean)(x - mean)^T
 
     def add(self, features: np.ndarray | Tensor) -> None:
         """Take in features [N, D], real and finite; every batch has the same D."""
         values = _as_float64(features)
-        if self._mean is None:
-            self._mean, self._scatter = np.zeros(values.shape[1]), np.zeros((values.shape[1],) * 2)
-        if values.shape[1] != len(self._mean):
-            raise ValueError(f"features had {len(self._mean)} dimensions so far, now {values.shape[1]}.")
+        if self.mean is None:
+            self.mean = values.new_zeros(values.shape[1])
+            self.scatter = values.new_zeros((values.shape[1],) * 2)
+        values = values.to(self.mean.device)
+        if values.shape[1] != len(self.mean):
+            raise ValueError(f"features had {len(self.mean)} dimensions so far, now {values.shape[1]}.")
         if not len(values):
             return
-        total = self.count + len(values)
         mean = values.mean(0)
         centred = values - mean
-        shift = mean - self._mean
-        self._scatter = (
-            self._scatter + centred.T @ centred + np.outer(shift, shift) * (self.count * len(values) / total)
-        )
-        self._mean = self._mean + shift * (len(values) / total)
+        self.merge(len(values), mean, centred.T @ centred)
+
+    def merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Take in what another accumulator has seen: its count, mean [D] and scatter [D, D]."""
+        if self.mean is None:
+            self.count, self.mean, self.scatter = count, mean.clone(), scatter.clone()
+            return
+        if not count:
+            return
+        total = self.count + count
+        shift = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
         self.count = total
 
     def statistics(self) -> FeatureStatistics:
         """What was taken in so far; `ValueError` for fewer than 2 features."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 features, got {self.count}.")
-        return FeatureStatistics(self._mean, self._scatter / (self.count - 1), self.count)
+        covariance = self.scatter / (self.count - 1)
+        return FeatureStatistics(self.mean.cpu().numpy(), covariance.cpu().numpy(), self.count)
 
 
-def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics, device: torch.device | str = "cpu") -> float:
     """|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2: the squared 2-Wasserstein distance of two Gaussians.
 
     With C = A A^T the last trace is the sum of the singular values of A1^T A2. That takes no square root of a rounded
-    zero, so singular covariances (fewer features than dimensions, dead pixels) are as exact as others.
+    zero, so singular covariances (fewer features than dimensions, dead pixels) are as exact as others. The roots A,
+    by symmetric eigen-decomposition in float64, are taken on `device`.
     Raises `ValueError` if the dimensions differ or a covariance is not positive semi-definite.
     """
     if len(first.mean) != len(second.mean):
         raise ValueError(f"the features have different dimensions: {len(first.mean)} and {len(second.mean)}.")
-    cross = _root(first.covariance).T @ _root(second.covariance)
-    overlap = np.linalg.svd(cross, compute_uv=False).sum()
+    cross = _root(first.covariance, device).T @ _root(second.covariance, device)
+    # on the CPU: LAPACK needs a second or two for 2048 dimensions, the Jacobi method of GPUs longer
+    overlap = np.linalg.svd(cross.cpu().numpy(), compute_uv=False).sum()
     difference = first.mean - second.mean
     distance = difference @ difference + np.trace(first.covariance) + np.trace(second.covariance) - 2 * overlap
     return max(float(distance), 0.0)  # rounding alone can take it below zero
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
+def _root(covariance: np.ndarray, device: torch.device | str) -> Tensor:
     """A [D, rank] with A A^T = covariance, without the directions whose variance is rounding noise."""
-    variance, directions = np.linalg.eigh((covariance + covariance.T) / 2)
-    largest = np.abs(variance).max(initial=0)
-    if (variance < -1e-6 * largest).any():
+    variance, directions = torch.linalg.eigh(torch.from_numpy((covariance + covariance.T) / 2).to(device))
+    largest = float(variance.abs().max()) if len(variance) else 0.0
+    if bool((variance < -1e-6 * largest).any()):
         raise ValueError(f"a covariance cannot have a negative variance, got the eigenvalue {variance.min():.3g}.")
-    kept = variance > len(variance) * np.finfo(np.float64).eps * largest
-    return directions[:, kept] * np.sqrt(variance[kept])
+    kept = variance > len(variance) * torch.finfo(torch.float64).eps * largest
+    return directions[:, kept] * variance[kept].sqrt()
 
 
-def _as_float64(features: np.ndarray | Tensor) -> np.ndarray:
+def _as_float64(features: np.ndarray | Tensor) -> Tensor:
     """Features [N, D] in float64, or `ValueError`."""
     if isinstance(features, Tensor) and not features.is_complex():
-        features = features.detach().to("cpu", torch.float64).numpy()
-    values = np.asarray(features)
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"features must be real numbers, got {values.dtype}.")
-    if values.ndim != 2 or values.shape[1] < 1:
+        values = features.detach()
+    else:
+        array = np.asarray(features)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"features must be real numbers, got {array.dtype}.")
+        values = torch.from_numpy(array.astype(np.float64))
+    if values.dim() != 2 or values.shape[1] < 1:
         raise ValueError(f"features must have shape [N, D], got {list(values.shape)}.")
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).any(1).sum())
+    values = values.double()
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).any(1).sum())
         raise ValueError(f"{bad} of {len(values)} features hold NaN or infinity.")
     return values

@@ -57,10 +57,13 @@ class TrainConfig:
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
     steps: int = 500  # training steps in all
+    minutes: float | None = None  # end after so many minutes, compiling included, or after --steps if that is sooner
+    initial: str | None = None  # start from the (slowest) averaged weights of this trained run of the same network
     batch_size: int = 128  # samples a step, over all processes and micro-steps
     accumulate: int = 1  # micro-steps a step: gradients of so many smaller batches are added up, to save memory
     learning_rate: float = 1e-3
     warmup_steps: int = 50  # the learning rate rises linearly over the first steps
+    decay_share: float = 0.0  # it falls linearly to zero over the last share of the training (0: constant)
     beta1: float = 0.9  # AdamW
     beta2: float = 0.95
     weight_decay: float = 0.0
@@ -95,7 +98,10 @@ class TrainConfig:
         _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for name in ("beta1", "beta2", "target_ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        for name in ("label_dropout", "decay_share"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        if self.minutes is not None:
+            _require(0 < self.minutes < math.inf, "minutes", self.minutes, "above 0")
         _require(len(self.evaluation_ema) > 0, "evaluation_ema", self.evaluation_ema, "one decay or more")
         for decay in self.evaluation_ema:
             _require(0 <= decay < 1, "evaluation_ema", decay, "in [0, 1)")
@@ -119,7 +125,7 @@ def _check_types(config: TrainConfig) -> None:
     Whole numbers are accepted, and kept as floats, where a float is asked for."""
     for name, hint in typing.get_type_hints(TrainConfig).items():
         value = getattr(config, name)
-        if hint is float and _is_number(value):
+        if hint in (float, float | None) and _is_number(value):
             object.__setattr__(config, name, float(value))
         elif name == "evaluation_ema" and isinstance(value, tuple) and all(map(_is_number, value)):
             object.__setattr__(config, name, tuple(map(float, value)))
@@ -127,7 +133,7 @@ def _check_types(config: TrainConfig) -> None:
             raise ValueError(f"evaluation_ema must be a list of numbers, got {value!r}.")
         elif typing.get_origin(hint) is Literal:
             _require(value in typing.get_args(hint), name, repr(value), " or ".join(typing.get_args(hint)))
-        elif hint is float:
+        elif hint is float or (hint == float | None and value is not None):
             # YAML 1.1, which PyYAML reads, takes 1e-3 for text
             example = " (in YAML write 1.0e-3, with the point)" if isinstance(value, str) else ""
             raise ValueError(f"{name} must be a number{example}, got {value!r}.")
@@ -140,6 +146,7 @@ KINDS = {
     int | None: "a whole number or null",
     bool: "true or false",
     str: "text (in YAML put it in quotes)",
+    str | None: "text or null",
     Path: "a path",
 }
 

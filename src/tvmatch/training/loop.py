@@ -25,7 +25,7 @@ from tvmatch.data.stream import ShuffledStream
 from tvmatch.objectives import Objective, Part
 from tvmatch.pictures import save_png
 from tvmatch.training.attention_probe import probe
-from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text
+from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
 from tvmatch.training.engine import should_capture
@@ -34,8 +34,9 @@ from tvmatch.training.preparing import check_shares, options_of, prepare, resume
 from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
-from tvmatch.training.run_folder import MetricsFile, claim_run, open_run
+from tvmatch.training.run_folder import MetricsFile, RunFolderError, claim_run, open_run
 from tvmatch.training.saving import Saver
+from tvmatch.training.schedule import Schedule
 from tvmatch.training.signals import PATIENCE, collected_signals
 from tvmatch.training.state import TrainingState
 from tvmatch.training.step_gradient import StepGradient
@@ -58,7 +59,8 @@ class TrainingResult:
 
 
 def train(config: TrainConfig, source: Source | None = None, show: bool = True) -> TrainingResult:
-    """Run or continue a training run until `config.steps`, or until SIGINT or SIGTERM, then save and return.
+    """Run or continue a training run until `config.steps` (or `config.minutes`), or until SIGINT or SIGTERM, then save
+    and return.
 
     `source` overrides `config.data`. Everything is written under `config.run`. Every process of a run that torchrun
     started calls it alike. Raises `DataError`, `RunFolderError`, `CheckpointError` or `ValueError` before training for
@@ -68,18 +70,24 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     with join_ranks(config.strategy, config.device) as ranks:
         check_shares(config, ranks)
         before = ranks.on_main(lambda: open_run(config))
+        schedule = Schedule(config, 0.0 if before is None else read_header(before).get("seconds", 0.0), ranks.count)
+        if before is not None and schedule.over(step_of(before)):
+            raise RunFolderError(
+                f"{config.run} already holds this run, complete with {schedule.spent / 60:.1f} minutes. Choose another "
+                "--run, or give more --minutes to continue it."
+            )
         with contextlib.ExitStack() as stack:
             if source is None:
                 source = open_source(config.data, config.image_size, config.strict, config.crop)
                 stack.callback(source.close)  # which names what had to be skipped
-            state, header, module = prepare(config, source, ranks)
+            state, header, module = prepare(config, source, ranks, fresh=before is None)
             if before is not None:
                 resume(state, header, before, ranks)
             # only now is anything written: an option that cannot work must not leave a folder that then refuses the
             # right one
             ranks.on_main(lambda: stack.enter_context(claim_run(config)) and None)
             try:
-                return _Run(config, source, state, header, module, ranks, show).go()
+                return _Run(config, source, state, header, module, ranks, schedule, show).go()
             except OSError as error:
                 raise TrainingError(
                     f"step {state.step}: cannot write into {config.run}: {error.strerror or error}. "
@@ -107,10 +115,12 @@ class _Run:
         header: dict,
         module: nn.Module,
         ranks: Ranks,
+        schedule: Schedule,
         show: bool,
     ) -> None:
         self.config, self.source, self.state, self.header, self.ranks = config, source, state, header, ranks
         self.module = module  # what gives the loss: the objective, or what distributes it
+        self.schedule = schedule
         self.device = ranks.device
         self.objective: Objective = state.objective
         self.parameters = list(self.objective.trained().values())
@@ -139,11 +149,12 @@ class _Run:
             if state.step:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
             vote, stop = Vote(self.ranks), 0
-            while state.step < config.steps and not (stop := vote(self.wish(caught))):
+            while not self.schedule.over(state.step) and not (stop := vote(self.wish(caught))):
                 images, label = self.next_batch(batches)
                 self.step(images, label)
                 figures = self.report() if state.step % config.log_every == 0 else None
-                self.progress.update(state.step, figures)
+                self.schedule.keep_pace(self.device)
+                self.progress.update(state.step, figures, self.schedule.expected_steps(state.step))
                 if config.sample_every and state.step % config.sample_every == 0:
                     self.preview()
                 if state.step % config.checkpoint_every == 0 and state.step < config.steps:
@@ -153,7 +164,8 @@ class _Run:
             self.saver.wait()
         number = signal.Signals(stop) if 0 < stop < SAVE_FAILED else None
         if number is not None:
-            then = "the same command continues the run" if state.step < config.steps else "the run is complete"
+            complete = self.schedule.over(state.step)
+            then = "the run is complete" if complete else "the same command continues the run"
             self.progress.say(f"{number.name}: saved {checkpoint}; {then}.")
         speed = self.images / self.seconds if self.seconds else 0.0
         return TrainingResult(state.step, checkpoint, number, speed, self.ranks.rank)
@@ -184,9 +196,8 @@ class _Run:
     def step(self, images: Tensor, label: Tensor) -> None:
         """One training step: loss, gradient, weights, averages."""
         config, state = self.config, self.state
-        warmup = min(1.0, (state.step + 1) / max(config.warmup_steps, 1))
         for group in state.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warmup
+            group["lr"] = self.schedule.learning_rate(state.step)
         self.backward(images, label)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient, foreach=True)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -206,7 +217,7 @@ class _Run:
         for micro in range(config.accumulate):
             here = slice(micro * count, (micro + 1) * count)
             part = Part(self.stream.first + micro * count, count, config.batch_size)
-            self.objective.advance(self.state.step / config.steps)
+            self.objective.advance(self.schedule.progress(self.state.step))
             self.objective.seed(step_seed(config.seed, self.state.step))
             with gradient_exchange(self.module, now=micro == config.accumulate - 1):
                 result = self.gradient(to_network_range(images[here]), label[here], part, 1 / config.accumulate)
@@ -229,7 +240,8 @@ class _Run:
         seconds, self.since = now - self.since, now
         self.seconds += seconds
         speed = reading.steps * self.config.batch_size / seconds
-        scalars = {**reading.scalars(), "images_per_second": speed}
+        scalars = {**reading.scalars(), "images_per_second": speed, "training_seconds": self.schedule.seconds()}
+        scalars["learning_rate"] = self.state.optimizer.param_groups[0]["lr"]
         logits = self.attention_logits()
         if logits:
             scalars["largest_attention_logit"] = max(logits)
@@ -282,6 +294,6 @@ class _Run:
         tensors = self.state.tensors()
         told = {"step": self.state.step} | options_of(self.config, self.source)
         self.ranks.require_equal(f"at step {self.state.step}", told | checksums(tensors))
-        path = self.saver.start(self.state.step, tensors, self.header)
+        path = self.saver.start(self.state.step, tensors, self.header | {"seconds": self.schedule.seconds()})
         self.since = time.perf_counter()
         return path

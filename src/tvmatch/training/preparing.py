@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tvmatch.data.source import Source
+from tvmatch.flow_map import FlowMap
 from tvmatch.networks.presets import network_config
 from tvmatch.networks.probe import verify_tangents
 from tvmatch.training.build import build_flow, build_objective
@@ -18,6 +19,7 @@ from tvmatch.training.engine import compute_dtype, prepare_objective, should_com
 from tvmatch.training.header import network_from_header, network_to_header
 from tvmatch.training.ranks import Ranks, checksums
 from tvmatch.training.state import TrainingState
+from tvmatch.training.trained import load_run
 
 
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:
@@ -30,9 +32,12 @@ def check_shares(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def prepare(config: TrainConfig, source: Source, ranks: Ranks) -> tuple[TrainingState, dict, nn.Module]:
+def prepare(
+    config: TrainConfig, source: Source, ranks: Ranks, fresh: bool = True
+) -> tuple[TrainingState, dict, nn.Module]:
     """A fresh training state, the header that its checkpoints carry, and the module to call for a loss: the objective,
-    made ready for the hardware, its tangents verified, and distributed over the ranks."""
+    made ready for the hardware, its tangents verified, and distributed over the ranks. Without `fresh` a checkpoint
+    will be loaded into it, and `config.initial` is not asked for."""
     channels, side, _ = source.shape
     shape = network_config(config.network, side, channels, source.num_classes)
     device = ranks.device
@@ -40,6 +45,8 @@ def prepare(config: TrainConfig, source: Source, ranks: Ranks) -> tuple[Training
         torch.manual_seed(config.seed)
         with device:  # initial weights are normalised on the device: quick for large networks on a GPU
             flow = build_flow(config, shape)
+    if config.initial is not None and fresh:
+        load_initial(flow, Path(config.initial))
     objective = build_objective(config, flow)
     ema = EvaluationEma(flow, config.evaluation_ema)
     dtype = compute_dtype(config.precision, device)
@@ -71,6 +78,18 @@ def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
     """What every rank must have been told alike."""
     options = {f.name: repr(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return options | {"the data set": source.fingerprint, "the version of PyTorch": torch.__version__}
+
+
+def load_initial(flow: FlowMap, run: Path) -> None:
+    """Copy the slowest averaged weights of a trained run; `CheckpointError` if it is of another architecture."""
+    trained = load_run(run)
+    theirs, ours = (getattr(each.network, "config", None) for each in (trained.flow, flow))
+    if (theirs, trained.flow.scaled) != (ours, flow.scaled):
+        raise CheckpointError(
+            f"--initial {run} is of another architecture: {theirs}, scaled {trained.flow.scaled}; not {ours}, scaled "
+            f"{flow.scaled}."
+        )
+    flow.load_state_dict(trained.flow.state_dict())
 
 
 def resume(state: TrainingState, header: dict, path: Path, ranks: Ranks) -> None:

@@ -41,11 +41,12 @@ class TrainingProgress:
     ) -> None:
         self.bar.stop()
 
-    def update(self, step: int, figures: dict[str, float] | None = None) -> None:
-        """Step `step` is done; `figures` are shown behind the bar."""
+    def update(self, step: int, figures: dict[str, float] | None = None, steps: int | None = None) -> None:
+        """Step `step` is done; `figures` are shown behind the bar. `steps` in all, if that is another number now."""
+        self.steps = steps or self.steps
         if figures is not None:
             self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.bar.update(self.task, completed=step, figures=self.figures)
+        self.bar.update(self.task, completed=step, total=self.steps, figures=self.figures)
         now = time.monotonic()
         if self.enabled and self.bar.disable and (now - self.last_line >= QUIET_SECONDS or step == self.steps):
             self.last_line = now

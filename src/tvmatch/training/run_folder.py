@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
     {
         "run",
         "steps",
+        "minutes",
         "log_every",
         "sample_every",
         "checkpoint_every",

@@ -1,0 +1,60 @@
+"""`tvmatch statistics SOURCE OUT`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tvmatch.cli.options import check_out, parse
+
+DESCRIPTION = """Statistics of a data set in the features of a network, which `tvmatch evaluate` compares samples with.
+
+The defaults are those of the Inception network of published FIDs. Another network, DINOv2 say, as TorchScript:
+--size 224 --resize bicubic --mean 123.675 116.28 103.53 --deviation 58.395 57.12 57.375
+
+Run again, it continues what was killed. Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch statistics ..."""
+
+
+@dataclass(frozen=True)
+class StatisticsOptions:
+    """What to describe."""
+
+    source: tyro.conf.Positional[str]  # the pictures: as for `tvmatch train --data`
+    out: tyro.conf.Positional[Path]  # the file to write, .safetensors
+    features: Path  # a TorchScript network: pictures [B, 3, size, size] to features [B, D]
+    size: int = 299  # pixels a side that the network sees
+    resize: str = "legacy"  # legacy (the grid of the 2015 Inception), bilinear, bicubic
+    mean: tuple[float, ...] = (128.0,)  # taken from the values 0..255: one number, or one a channel
+    deviation: tuple[float, ...] = (128.0,)  # by which they are then divided, likewise
+    image_size: Annotated[int | None, tyro.conf.arg(name="image-size")] = None  # bring the pictures to this size first
+    first: int | None = None  # only the first so many pictures
+    keep: int = 10_000  # features kept for neighbours and kernels, chosen at random
+    batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 500
+    device: str = "auto"
+
+
+def command(arguments: list[str]) -> int:
+    """Gather the statistics and write them."""
+    options = parse(StatisticsOptions, "statistics", DESCRIPTION, arguments)
+    from tvmatch.data.opening import open_source
+    from tvmatch.metrics.features import FeatureNetwork, Preprocessing
+    from tvmatch.metrics.statistics import gather_statistics
+    from tvmatch.training.ranks import join_ranks
+
+    check_out(options.out, (".safetensors",))
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {options.batch_size}.")
+    preprocessing = Preprocessing(options.size, options.resize, options.mean, options.deviation)
+    with join_ranks("auto", options.device) as ranks:
+        network = FeatureNetwork(options.features, preprocessing, ranks.device)
+        source = open_source(options.source, options.image_size, strict=True)
+        try:
+            gather_statistics(
+                source, options.source, network, options.out, options.keep, ranks, options.batch_size, options.first
+            )
+        finally:
+            source.close()
+    if ranks.main:
+        print(options.out)
+    return 0

@@ -1,0 +1,157 @@
+"""The cases of an evaluation: which samples are drawn, and the figures of each case."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvmatch.data.source import to_pictures
+from tvmatch.files import write_text
+from tvmatch.metrics.collecting import Collected, Job, collect, removed_when_done
+from tvmatch.metrics.features import FeatureNetwork
+from tvmatch.metrics.frechet import frechet_distance
+from tvmatch.metrics.kernel import kernel_distance
+from tvmatch.metrics.manifold import manifold_figures
+from tvmatch.metrics.projections import sliced_wasserstein
+from tvmatch.metrics.statistics import ReferenceStatistics
+from tvmatch.sampling import METHODS, seeded_noise
+from tvmatch.times import uniform_grid
+from tvmatch.training.ranks import Ranks
+from tvmatch.training.trained import TrainedRun
+
+NEIGHBOURS = 10_000  # features of each kind for what needs neighbours: the published figures have mostly so many
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of samples: network calls, guidance scale, seed of the noise."""
+
+    nfe: int
+    w: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"nfe{self.nfe}_w{self.w:g}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws pictures by number: sample i depends on the seed and i only. Classes come in turn.
+
+    pictures_of  from what the network draws [B, C, h, w] to uint8 [B, H, W, C] (None: it draws pictures itself)
+    """
+
+    trained: TrainedRun
+    method: str
+    pictures_of: Callable[[Tensor], np.ndarray] | None = None
+
+    def labels(self, numbers: range) -> Tensor:
+        classes = self.trained.flow.network.num_classes
+        return torch.arange(numbers.start, numbers.stop) % classes if classes else torch.full((len(numbers),), -1)
+
+    def __call__(self, case: Case, numbers: range) -> Tensor:
+        """uint8 [len(numbers), H, W, C], on the device where the network draws pictures itself."""
+        flow = self.trained.flow
+        noise = seeded_noise(case.seed, numbers, flow.network.data_shape).to(next(flow.parameters()))
+        x = METHODS[self.method](flow, noise, self.labels(numbers), case.w, case.nfe)
+        return to_pictures(x) if self.pictures_of is None else torch.from_numpy(self.pictures_of(x))
+
+    def grid(self, nfe: int) -> list[float]:
+        """The times that `nfe` calls visit."""
+        return uniform_grid(nfe)
+
+
+def run_cases(
+    cases: Sequence[Case],
+    drawer: Drawer,
+    network: FeatureNetwork,
+    reference: ReferenceStatistics,
+    samples: int,
+    folder: Path,
+    identity: dict[str, Any],
+    ranks: Ranks,
+    batch_size: int,
+    finish: Callable[[Case, dict[str, Any], Tensor], None],
+) -> list[dict[str, Any]]:
+    """A row of figures for each case. Rows lie in `folder`/rows, and those of the very same evaluation (`identity`) are
+    not computed again; an unfinished case continues.
+
+    `finish(case, row, features)` is called on rank 0 after each new row.
+    """
+    rows = []
+    for case in cases:
+        path = folder / "rows" / f"{case.name}.json"
+        row = ranks.on_main(lambda path=path: _read_row(path, identity))
+        if row is None:
+            began = time.perf_counter()
+            job = Job(case.name, samples, np.arange(samples), identity | {"case": case.name})
+            with removed_when_done(folder / "unfinished" / case.name, ranks) as partial:
+                collected = collect(
+                    lambda numbers, case=case: drawer(case, numbers), network, job, partial, ranks, batch_size
+                )
+
+                def measure(case: Case = case, collected: Collected = collected, path: Path = path, began=began) -> Any:
+                    drawn = time.perf_counter() - began
+                    row = {"nfe": case.nfe, "w": case.w, "seed": case.seed}
+                    row |= figures_of(collected, reference, network.device)
+                    row |= {"seconds_drawing": drawn, "seconds": time.perf_counter() - began}
+                    finish(case, row, collected.features)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_text(path, json.dumps({"identity": identity, "row": row}, indent=1) + "\n")
+                    return row
+
+                row = ranks.on_main(measure)
+        rows.append(row)
+    return rows
+
+
+def figures_of(collected: Collected, reference: ReferenceStatistics, device: torch.device) -> dict[str, float]:
+    """Every figure of one set of samples."""
+    real, generated = reference.features.to(device), collected.features.to(device)
+    row = {"frechet": frechet_distance(collected.statistics(), reference.gaussian, device)}
+    row["kernel"], row["kernel_deviation"] = kernel_distance(real, generated)
+    count = min(len(real), len(generated), NEIGHBOURS)
+    real, generated = _some(real, count), _some(generated, count)
+    row |= manifold_figures(real, generated)._asdict()
+    row["sliced_w2"] = sliced_wasserstein(real, generated)
+    return row
+
+
+def _some(features: Tensor, count: int) -> Tensor:
+    """`count` of the features, chosen at random (always the same): data may be sorted by class."""
+    if len(features) == count:
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:count]
+    return features[chosen.to(features.device)]
+
+
+def _read_row(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        saved = json.loads(path.read_text())
+        return saved["row"] if saved["identity"] == json.loads(json.dumps(identity)) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def averaged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each (nfe, w): means over the seeds, and, of two seeds or more, deviations as NAME_over_seeds."""
+    groups: dict[tuple[int, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["nfe"], row["w"]), []).append(row)
+    result = []
+    for (nfe, w), members in groups.items():
+        averages: dict[str, Any] = {"nfe": nfe, "w": w, "seeds": [row["seed"] for row in members]}
+        for name in (name for name, value in members[0].items() if isinstance(value, float) and name != "w"):
+            values = [row[name] for row in members]
+            averages[name] = float(np.mean(values))
+            if len(members) > 1 and not name.startswith("seconds"):
+                averages[f"{name}_over_seeds"] = float(np.std(values, ddof=1))
+        result.append(averages)
+    return result

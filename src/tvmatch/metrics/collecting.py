@@ -1,0 +1,154 @@
+"""One pass over pictures: the moments of their features, and some features as they are, on any number of processes.
+
+Each process takes a share of the numbers in order and saves what it has in one small file now and then, so that a pass
+that was killed continues. Nothing grows with the number of pictures.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from tvmatch.data.progress import counting
+from tvmatch.files import replacing
+from tvmatch.metrics.frechet import FeatureAccumulator, FeatureStatistics
+from tvmatch.training.ranks import Ranks
+
+SAVE_SECONDS = 20.0  # between two savings of a pass
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is passed over.
+
+    name      what the progress bar says
+    count     pictures in all, numbered from 0
+    kept      the numbers, ascending, whose features are kept
+    identity  everything that the result depends on, as JSON values: a saved part of another job is not continued
+    """
+
+    name: str
+    count: int
+    kept: np.ndarray
+    identity: dict[str, Any]
+
+
+@dataclass
+class Collected:
+    """The moments of all pictures, and on rank 0 the kept features [K, D], on the CPU."""
+
+    moments: FeatureAccumulator = field(default_factory=FeatureAccumulator)
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def statistics(self) -> FeatureStatistics:
+        return self.moments.statistics()
+
+
+def collect(
+    pictures: Callable[[range], Tensor],
+    features_of: Callable[[Tensor], Tensor],
+    job: Job,
+    folder: Path,
+    ranks: Ranks,
+    batch_size: int,
+) -> Collected:
+    """Pass `pictures(numbers)` through `features_of`, in batches; what is unfinished lies under `folder`.
+
+    Every rank calls it alike, and gets the moments of all; only rank 0 gets the kept features.
+    """
+    if job.count < max(ranks.count, 2):
+        raise ValueError(f"{job.name}: {job.count} pictures are too few for {ranks.count} process(es).")
+    share = range(job.count * ranks.rank // ranks.count, job.count * (ranks.rank + 1) // ranks.count)
+    path = folder / f"rank_{ranks.rank}_of_{ranks.count}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    moments, kept, begin = _load(path, job, share)
+    saved = time.monotonic()
+    with counting(job.name, len(share), ranks.main) as done:
+        done(begin - share.start, 0)
+        for start in range(begin, share.stop, batch_size):
+            numbers = range(start, min(start + batch_size, share.stop))
+            features = features_of(pictures(numbers))
+            moments.add(features)
+            first, last = np.searchsorted(job.kept, (numbers.start, numbers.stop))
+            if last > first:
+                kept.append(features[torch.from_numpy(job.kept[first:last] - start).to(features.device)].cpu())
+            done(len(numbers), len(numbers))
+            if time.monotonic() - saved > SAVE_SECONDS and numbers.stop < share.stop:
+                _save(path, job, moments, kept, numbers.stop)
+                saved = time.monotonic()
+    dimension = len(moments.mean)
+    mine = torch.cat(kept) if kept else torch.empty(0, dimension)
+    return Collected(_all_moments(moments, ranks), _all_features(mine, ranks))
+
+
+def _all_moments(moments: FeatureAccumulator, ranks: Ranks) -> FeatureAccumulator:
+    """The moments of all ranks, by two sums: of counts and means, then of the scatter about the common mean."""
+    if ranks.control is None:
+        return moments
+    mean, scatter = moments.mean.cpu(), moments.scatter.cpu()
+    sums = torch.cat([mean * moments.count, mean.new_tensor([moments.count])])
+    with ranks.together():
+        dist.all_reduce(sums, group=ranks.control)
+        total = int(sums[-1])
+        common = sums[:-1] / total
+        scatter = scatter + moments.count * torch.outer(mean - common, mean - common)
+        dist.all_reduce(scatter, group=ranks.control)
+    result = FeatureAccumulator()
+    result.merge(total, common.to(moments.mean.device), scatter.to(moments.mean.device))
+    return result
+
+
+def _all_features(mine: Tensor, ranks: Ranks) -> Tensor:
+    """The kept features of all ranks in order, on rank 0; nothing on the others."""
+    if ranks.control is None:
+        return mine
+    parts: list[Any] | None = [None] * ranks.count if ranks.main else None
+    with ranks.together():
+        dist.gather_object(mine.numpy(), parts, group=ranks.control, group_dst=0)
+    return torch.cat([torch.from_numpy(part) for part in parts]) if parts is not None else mine[:0]
+
+
+def _save(path: Path, job: Job, moments: FeatureAccumulator, kept: list[Tensor], stop: int) -> None:
+    tensors = {"mean": moments.mean.cpu(), "scatter": moments.scatter.cpu()}
+    if kept:
+        kept[:] = [torch.cat(kept)]
+        tensors["features"] = kept[0]
+    told = {"job": json.dumps(job.identity, sort_keys=True), "next": str(stop), "count": str(moments.count)}
+    with replacing(path) as file:
+        file.write(to_safetensors(tensors, told))
+
+
+def _load(path: Path, job: Job, share: range) -> tuple[FeatureAccumulator, list[Tensor], int]:
+    """What was saved of this very job by as many processes, or a fresh start."""
+    moments, kept = FeatureAccumulator(), []
+    with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "pt") as file:
+        told = file.metadata() or {}
+        position = int(told["next"])
+        if told["job"] == json.dumps(job.identity, sort_keys=True) and position in share:
+            mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+            if "features" in file.keys():  # noqa: SIM118 (not a dict)
+                kept.append(file.get_tensor("features"))
+            moments.merge(int(told["count"]), mean, scatter)
+            return moments, kept, position
+    return FeatureAccumulator(), [], share.start
+
+
+@contextmanager
+def removed_when_done(folder: Path, ranks: Ranks) -> Iterator[Path]:
+    """A folder for unfinished passes, removed by rank 0 when the block ends well."""
+    yield folder
+    if ranks.main:
+        for path in folder.glob("rank_*_of_*.safetensors"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,90 @@
+"""Precision, recall, density and coverage: how two sets of features overlap, told by nearest neighbours.
+
+Each set stands for the union of balls around its features, with the distance to the k-th neighbour as radius.
+Improved precision and recall: arXiv 1904.06991 (k = 3). Density and coverage: arXiv 2002.09797 (k = 5). Authenticity,
+the share of samples that are no near copies: arXiv 2102.08921. All depend on how many features there are: compare
+figures of equal counts only.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+K_RECALL, K_DENSITY = 3, 5
+ROWS = 1000  # of a distance matrix at once
+
+
+class ManifoldFigures(NamedTuple):
+    """precision     share of samples inside the real balls
+    recall        share of real features inside the samples' balls
+    density       how many real balls hold a sample, over the 5 expected of real data; may exceed 1
+    coverage      share of real balls that hold a sample
+    authenticity  share of samples that are farther from their nearest real feature than that one is from the others
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    authenticity: float
+
+
+@torch.no_grad()
+def manifold_figures(real: Tensor, generated: Tensor) -> ManifoldFigures:
+    """Compare features [N, D] and [M, D], each with more than 5 rows, in float64 on their device."""
+    least = min(len(real), len(generated))
+    if least <= K_DENSITY:
+        raise ValueError(f"precision and the like need more than {K_DENSITY} features of each kind, got {least}.")
+    real, generated = real.double(), generated.double()
+    real_radii = _radii(real, (1, K_RECALL, K_DENSITY))
+    own_radii = _radii(generated, (K_RECALL,))[K_RECALL]
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    nearest_sample = torch.full((len(real),), torch.inf, dtype=torch.float64, device=real.device)
+    precise = counted = authentic = 0
+    for start in range(0, len(generated), ROWS):
+        distances = squared_distances(generated[start : start + ROWS], real)
+        precise += int((distances <= real_radii[K_RECALL]).any(1).sum())
+        counted += int((distances <= real_radii[K_DENSITY]).sum())
+        recalled |= (distances <= own_radii[start : start + ROWS, None]).any(0)
+        nearest_sample = torch.minimum(nearest_sample, distances.amin(0))
+        nearest, index = distances.min(1)
+        authentic += int((nearest > real_radii[1][index]).sum())
+    count = len(generated)
+    return ManifoldFigures(
+        precision=precise / count,
+        recall=float(recalled.double().mean()),
+        density=counted / (K_DENSITY * count),
+        coverage=float((nearest_sample <= real_radii[K_DENSITY]).double().mean()),
+        authenticity=authentic / count,
+    )
+
+
+@torch.no_grad()
+def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` nearest of `among` [N, D] to each of `features` [M, D]: indices [M, count] and distances, nearest
+    first."""
+    parts = [
+        squared_distances(part.double(), among.double()).topk(min(count, len(among)), largest=False)
+        for part in features.split(ROWS)
+    ]
+    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts]).sqrt()
+
+
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """|a - b|^2 of all pairs, float64 [N, D] and [M, D] -> [N, M]; by a matrix product, whose rounding is below
+    1e-12 of the squared norms."""
+    squares = first.square().sum(1)[:, None] + second.square().sum(1)[None]
+    return torch.addmm(squares, first, second.T, alpha=-2).clamp_(min=0)
+
+
+def _radii(features: Tensor, ks: tuple[int, ...]) -> dict[int, Tensor]:
+    """The squared distance of every feature to its k-th nearest other one, for each k."""
+    parts = []
+    for start in range(0, len(features), ROWS):
+        distances = squared_distances(features[start : start + ROWS], features)
+        rows = torch.arange(len(distances), device=features.device)
+        distances[rows, start + rows] = torch.inf  # not itself
+        parts.append(distances.topk(max(ks), largest=False).values)
+    values = torch.cat(parts)
+    return {k: values[:, k - 1] for k in ks}

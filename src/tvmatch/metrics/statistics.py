@@ -1,0 +1,133 @@
+"""Reference statistics: what samples are compared with, in one safetensors file that says what it was made of."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from tvmatch import __version__
+from tvmatch.data.source import Source
+from tvmatch.files import replacing
+from tvmatch.metrics.collecting import Job, collect, removed_when_done
+from tvmatch.metrics.features import FeatureNetwork, sha256_of
+from tvmatch.metrics.frechet import FeatureStatistics
+from tvmatch.training.ranks import Ranks
+
+KEY = "tvmatch_statistics"
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceStatistics:
+    """gaussian    mean and covariance of all pictures' features, float64
+    features    [K, D] float32, of some of them, for figures that need neighbours
+    indices     [K] their numbers in the data set
+    provenance  data set, fingerprint, feature network and preprocessing, versions
+    """
+
+    gaussian: FeatureStatistics
+    features: Tensor
+    indices: np.ndarray
+    provenance: dict[str, Any]
+
+
+def gather_statistics(
+    source: Source,
+    name: str,
+    network: FeatureNetwork,
+    out: Path,
+    keep: int,
+    ranks: Ranks,
+    batch_size: int = 500,
+    first: int | None = None,
+) -> Path:
+    """Statistics of the pictures of a source (of the `first` so many), written to `out` by rank 0; a pass that was
+    killed continues.
+
+    At most `keep` features are kept, chosen evenly at random (seed 0). `ValueError` for latents.
+    """
+    if source.latent_space is not None:
+        raise ValueError(f"data {name!r} are latents; give the pictures that they were made of.")
+    if keep < 2:
+        raise ValueError(f"keep must be at least 2, got {keep}.")
+    if first is not None and not 2 <= first <= len(source):
+        raise ValueError(f"first must be 2 to {len(source)}, the number of pictures; got {first}.")
+    count = len(source) if first is None else first
+    kept = np.arange(count)
+    if keep < count:
+        kept = np.sort(np.random.default_rng(0).permutation(count)[:keep])
+    provenance = {
+        "data": name,
+        "fingerprint": source.fingerprint,
+        "pictures": count,
+        "shape": list(source.shape),
+        "kept": len(kept),
+        "network": network.identity(),
+        "tvmatch": __version__,
+        "torch": torch.__version__,
+        "device": _device_name(network.device),
+        "processes": ranks.count,
+    }
+    job = Job(f"features of {count} pictures", count, kept, provenance)
+    with removed_when_done(out.with_name(f".{out.name}.parts"), ranks) as folder:
+        collected = collect(
+            lambda numbers: torch.from_numpy(source.batch(np.arange(numbers.start, numbers.stop))),
+            network,
+            job,
+            folder,
+            ranks,
+            batch_size,
+        )
+        ranks.on_main(lambda: _write(out, collected.statistics(), collected.features, kept, provenance))
+    return out
+
+
+def _write(path: Path, gaussian: FeatureStatistics, features: Tensor, kept: np.ndarray, told: dict[str, Any]) -> None:
+    tensors = {
+        "mean": torch.from_numpy(gaussian.mean),
+        "covariance": torch.from_numpy(gaussian.covariance),
+        "features": features.contiguous(),
+        "indices": torch.from_numpy(kept.astype(np.int64)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(to_safetensors(tensors, {KEY: json.dumps(told, sort_keys=True)}))
+
+
+def read_statistics(path: Path) -> ReferenceStatistics:
+    """What `gather_statistics` wrote; `ValueError` for anything else."""
+    try:
+        with safe_open(path, "pt") as file:
+            provenance = json.loads((file.metadata() or {})[KEY])
+            mean, covariance, features, indices = (
+                file.get_tensor(name) for name in ("mean", "covariance", "features", "indices")
+            )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds no statistics of `tvmatch statistics` ({error}).") from error
+    gaussian = FeatureStatistics(mean.numpy(), covariance.numpy(), provenance["pictures"])
+    return ReferenceStatistics(gaussian, features, indices.numpy(), provenance)
+
+
+def check_statistics(path: Path, statistics: ReferenceStatistics, network: FeatureNetwork) -> None:
+    """`ValueError` unless the statistics are of this network, told by its hash, with this preprocessing."""
+    theirs, ours = statistics.provenance["network"], network.identity()
+    for name in ("sha256", "size", "resize", "mean", "deviation"):
+        if theirs[name] != ours[name]:
+            raise ValueError(
+                f"{path} was made with {name}={theirs[name]} of the feature network, and this is {ours[name]}. Give "
+                "the same network and preprocessing, or make the statistics anew with `tvmatch statistics`."
+            )
+
+
+def pin_of(path: Path, statistics: ReferenceStatistics) -> dict[str, Any]:
+    """What pins the statistics in a result."""
+    return {"file": path.name, "sha256": sha256_of(path), **statistics.provenance}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
