@@ -108,7 +108,7 @@ def test_other_options_are_named(tmp_path: Path, name: str, value: object) -> No
 def test_what_may_change(tmp_path: Path) -> None:
     make_run(tmp_path, step=4)
     other = {
-        "minutes",
+        "minutes": 3.0,
         "steps": 50,
         "log_every": 7,
         "sample_every": 3,
