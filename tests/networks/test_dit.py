@@ -54,6 +54,7 @@ def test_the_network_sees_t_the_gap_and_the_inverse_of_w(flow: FlowMap, inputs: 
         DiT(DiTConfig(8, 3, 2, 4, 8, 2, 1, norm="layer", initialisation="xavier")),
         MLP(MLPConfig(dimension=2, hidden_size=16, depth=3)),
         MLP(MLPConfig(dimension=2, hidden_size=16, depth=1, norm="layer")),
+        MLP(MLPConfig(dimension=2, hidden_size=16, depth=1, as_pictures=True)),
         MLP(MLPConfig(dimension=5, num_classes=4, hidden_size=16, depth=2)),
     ],
 )

@@ -33,6 +33,6 @@ def test_unconditional_and_mlp() -> None:
 
 
 def test_points_have_networks_of_their_own() -> None:
-    assert network_config("MLP-32x2", 1, 2, 3) == MLPConfig(2, 3, hidden_size=32, depth=2)
+    assert network_config("MLP-32x2", 1, 2, 3) == MLPConfig(2, 3, hidden_size=32, depth=2, as_pictures=True)
     with pytest.raises(ValueError, match="MLP-32x2 is a network for points, not for pictures of 8 pixels"):
         network_config("MLP-32x2", 8, 1, 3)

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from tvmatch.kernels import head_norm, modulated_norm
@@ -62,19 +63,37 @@ class RMSNorm(nn.Module):
         return (rms_norm(at_least_float32(x), self.eps) * self.weight).to(x.dtype)
 
 
+class CopyOf(torch.autograd.Function):
+    """(weight, its copy in 16 bits) -> the copy; the gradient goes to the weight, in the weight's dtype."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight: Tensor, copy: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.to(ctx.dtype), None
+
+
 class Linear(nn.Linear):
     """Affine map [..., in] -> [..., out]; of a dual tensor, two plain products with the bias on the primal only.
 
     PyTorch's own forward-mode rule stores zero tensors that break compiled backward passes (DESIGN section 2).
-    With a `compute_dtype` (see `set_compute_dtype`) input and weights are cast to it, and so is the output.
+    With a `compute_dtype` (see `set_compute_dtype`) input and weights are cast to it, and so is the output; where
+    there are `copies` of the weights, these are taken instead of a cast in every call (`training.weight_copies`).
     """
 
     compute_dtype: torch.dtype | None = None
+    copies: tuple[Tensor, Tensor] | None = None  # of weight and bias in compute_dtype, which the engine keeps equal
 
     def forward(self, input: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(input)
         dtype = self.compute_dtype or self.weight.dtype
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        if self.copies is None:
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        else:
+            weight, bias = CopyOf.apply(self.weight, self.copies[0]), CopyOf.apply(self.bias, self.copies[1])
         output = functional.linear(primal.to(dtype), weight, bias)
         if tangent is None:
             return output

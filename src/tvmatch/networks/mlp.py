@@ -21,6 +21,7 @@ class MLPConfig:
     modulation_norm: bool = True
     norm: Norm = "rms"  # of the hidden vector
     initialisation: Initialisation = "spectral"
+    as_pictures: bool = False  # points are pictures of size 1, [B, dimension, 1, 1], as the training loop has them
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -46,12 +47,12 @@ class MLPBlock(PairModule):
 
 
 class MLP(ModulatedNetwork):
-    """F(x, t, s, class, w) for points [B, dimension]."""
+    """F(x, t, s, class, w) for points [B, dimension], or [B, dimension, 1, 1] where the configuration says so."""
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(
             blocks=(MLPBlock(config) for _ in range(config.depth)),
-            data_shape=(config.dimension,),
+            data_shape=(config.dimension, 1, 1) if config.as_pictures else (config.dimension,),
             num_classes=config.num_classes,
             token_size=config.dimension,
             hidden_size=config.hidden_size,
@@ -62,9 +63,9 @@ class MLP(ModulatedNetwork):
         self.config = config
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """[B, dimension] -> [B, 1, dimension]."""
-        return x[:, None]
+        """[B, *data_shape] -> [B, 1, dimension]."""
+        return x.flatten(1)[:, None]
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """[B, 1, dimension] -> [B, dimension]."""
-        return tokens[:, 0]
+        """[B, 1, dimension] -> [B, *data_shape]."""
+        return tokens.reshape(len(tokens), *self.data_shape)

@@ -38,7 +38,7 @@ def network_config(preset: str, image_size: int, channels: int, num_classes: int
     if (mlp := POINTS.fullmatch(preset)) is not None:
         if image_size != 1:
             raise ValueError(f"{preset} is a network for points, not for pictures of {image_size} pixels a side.")
-        return MLPConfig(channels, num_classes, hidden_size=int(mlp[1]), depth=int(mlp[2]))
+        return MLPConfig(channels, num_classes, hidden_size=int(mlp[1]), depth=int(mlp[2]), as_pictures=True)
     if preset not in NETWORKS:
         near = difflib.get_close_matches(preset, NETWORKS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(NETWORKS)}."

@@ -1,9 +1,31 @@
 """Mixtures of round Gaussians: velocity and score in closed form, flow map to any accuracy."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
+
+
+def flow_along(
+    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float, s: float, tolerance: float = 1e-8
+) -> Tensor:
+    """x_t -> x_s along `velocity(x, t)` for points [B, D], in either direction, by DOP853 with its relative and
+    absolute `tolerance` per step; in float64, whatever the dtype of x."""
+    if t == s:
+        return x.clone()
+    shape = x.shape
+
+    def slope(time: float, flat: np.ndarray) -> np.ndarray:
+        points = torch.from_numpy(flat).reshape(shape)
+        return velocity(points, torch.full((shape[0],), time, dtype=torch.float64)).flatten().numpy()
+
+    start = x.detach().double().flatten().numpy()
+    solution = solve_ivp(slope, (t, s), start, method="DOP853", rtol=tolerance, atol=tolerance)
+    if not solution.success:
+        raise RuntimeError(f"the flow from t = {t} to s = {s} was not solved: {solution.message}")
+    return torch.from_numpy(solution.y[:, -1].copy()).reshape(shape).to(x.dtype)
 
 
 class GaussianMixture:
@@ -56,19 +78,7 @@ class GaussianMixture:
     def flow(self, x: Tensor, t: float, s: float, tolerance: float = 1e-8) -> Tensor:
         """x_t -> x_s along the velocity for points [B, D], in either direction, by DOP853 with its relative and
         absolute `tolerance` per step."""
-        if t == s:
-            return x.clone()
-        shape = x.shape
-
-        def slope(time: float, flat: np.ndarray) -> np.ndarray:
-            points = torch.from_numpy(flat).reshape(shape)
-            return self.velocity(points, torch.full((shape[0],), time, dtype=torch.float64)).flatten().numpy()
-
-        start = x.detach().double().flatten().numpy()
-        solution = solve_ivp(slope, (t, s), start, method="DOP853", rtol=tolerance, atol=tolerance)
-        if not solution.success:
-            raise RuntimeError(f"the flow from t = {t} to s = {s} was not solved: {solution.message}")
-        return torch.from_numpy(solution.y[:, -1].copy()).reshape(shape).to(x.dtype)
+        return flow_along(self.velocity, x, t, s, tolerance)
 
     def _joint(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(p_k N(x; ...)) [B, K], x - (1-t) m_k [B, K, D] and c_k [B, K]."""

@@ -1,0 +1,102 @@
+"""Whole ablations: which cells the studies need, running those that are not done, and writing what they showed."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvmatch.ablation.report import draw, markdown, summarise
+from tvmatch.ablation.running import Interrupted, Result, check_cell, finished, run_cells
+from tvmatch.ablation.study import Cell, Changes, Study, cells_of
+from tvmatch.ablation.tasks import base_config
+from tvmatch.files import write_text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Studies by name, and how each of their runs is trained and judged."""
+
+    studies: Mapping[str, Study]
+    seeds: int
+    calls: tuple[int, ...] = (1, 2, 4)
+    samples: int = 1000
+    options: Changes = dataclasses.field(default_factory=dict)  # of every run
+
+    def rows(self, name: str) -> list[tuple[str, int, Cell]]:
+        """(variant, seed, cell) of one study. `ValueError` for an option out of its range."""
+        study = self.studies[name]
+        base = dataclasses.replace(base_config(study.task), **self.options)
+        return cells_of(study, base, self.seeds, self.calls, self.samples)
+
+    def cells(self) -> dict[str, Cell]:
+        """Every cell once, by its key, the seeds outermost: what is stopped early has whole seeds of all studies."""
+        cells = {cell.key: cell for name in self.studies for _, _, cell in self.rows(name)}
+        return dict(sorted(cells.items(), key=lambda item: item[1].config.seed))
+
+
+def ablate(
+    plan: Plan, out: Path, workers: int = 1, keep: bool = False, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Run what is not done yet, and write OUT/ablations.json, OUT/ablations.md and OUT/STUDY.png; the report.
+
+    Every option is checked before the first run. After a signal `Interrupted` is raised, when all that is there has
+    been written; the same call goes on. `say` is told of every finished run, with the time left.
+    """
+    if min(plan.calls, default=0) < 1 or plan.samples < 2:
+        raise ValueError(f"calls must be at least 1 and samples at least 2, got {plan.calls} and {plan.samples}.")
+    cells = plan.cells()
+    for cell in {dataclasses.replace(cell.config, seed=0): cell for cell in cells.values()}.values():
+        check_cell(cell)
+    out.mkdir(parents=True, exist_ok=True)
+    results = {key: found for key, cell in cells.items() if (found := finished(cell, out)) is not None}
+    left = [cell for key, cell in cells.items() if key not in results]
+    say(f"{len(cells)} runs, {len(results)} of them done already")
+    began, done = time.monotonic(), 0
+    try:
+        for result in run_cells(left, out, workers, keep):
+            results[result["key"]] = result
+            done += 1
+            remaining = (time.monotonic() - began) / done * (len(left) - done)
+            say(f"{len(results)}/{len(cells)}  {describe(result)}  {remaining:.0f} s left")
+    except Interrupted:
+        write_report(plan, results, out)
+        raise
+    return write_report(plan, results, out)
+
+
+def describe(result: Result) -> str:
+    """A finished run in one line."""
+    options = ", ".join(f"{name}={value}" for name, value in result["options"].items()) or "as in the paper"
+    figures = result["diverged"] or "  ".join(
+        f"{name} {value:.3g}" for name, value in result["rows"][0].items() if name not in ("nfe", "w")
+    )
+    return f"{result['task']}, {options}, seed {result['seed']}: {figures}, {result['seconds']:.0f} s"
+
+
+def write_report(plan: Plan, results: dict[str, Result], out: Path) -> dict[str, Any]:
+    """Tables, pictures and JSON of the results that are there, by the keys of their cells."""
+    studies, tables = {}, []
+    for name, study in plan.studies.items():
+        rows = plan.rows(name)
+        table = summarise(study, {(v, seed): results[cell.key] for v, seed, cell in rows if cell.key in results})
+        runs = {variant: [cell.key for v, _, cell in rows if v == variant] for variant in study.variants}
+        studies[name] = {"title": study.title, "task": study.task, "cells": runs, "summary": table}
+        tables.append(markdown(name, study, table))
+        draw(name, study, table, out / f"{name}.png")
+    report = {
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+        "seeds": plan.seeds,
+        "samples": plan.samples,
+        "options": plan.options,
+        "studies": studies,
+        "runs": list(results.values()),
+    }
+    write_text(out / "ablations.json", json.dumps(report, indent=1) + "\n")
+    write_text(out / "ablations.md", "\n".join(tables))
+    return report

@@ -1,0 +1,147 @@
+"""What the cells of a study have shown: means and deviations over seeds, as a table and as a picture."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tvmatch.ablation.running import Result
+from tvmatch.ablation.study import Study
+from tvmatch.ablation.tasks import METRICS
+from tvmatch.files import replacing
+
+LABELS = {
+    "map_error": "distance to the exact map",
+    "w2": "W2",
+    "frechet": "Frechet distance",
+    "class_accuracy": "class accuracy",
+    "gradient_norm": "gradient norm",
+    "lipschitz": "Lipschitz constant",
+}
+FIGURES = ("gradient_norm", "lipschitz")  # of a run, whatever the number of calls
+
+
+def statistic(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation (None for one value)."""
+    return {
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def summarise(study: Study, results: dict[tuple[str, int], Result]) -> list[dict[str, Any]]:
+    """A row for each variant, guidance scale and number of calls: mean and deviation of every metric over the seeds
+    that did not diverge. `results` maps (variant, seed) to results; what is missing is left out."""
+    table = []
+    for variant in study.variants:
+        mine = [result for (name, _), result in results.items() if name == variant]
+        good = [result for result in mine if result["diverged"] is None]
+        for nfe, w in dict.fromkeys((row["nfe"], row["w"]) for result in good for row in result["rows"]):
+            rows = [row for result in good for row in result["rows"] if (row["nfe"], row["w"]) == (nfe, w)]
+            line: dict[str, Any] = {"variant": variant, "nfe": nfe, "w": w, "seeds": len(rows)}
+            line |= {metric: statistic([row[metric] for row in rows]) for metric in METRICS[study.task]}
+            for figure in FIGURES:
+                values = [result["figures"][figure] for result in good if figure in result["figures"]]
+                line |= {figure: statistic(values)} if values else {}
+            line["diverged"] = len(mine) - len(good)
+            table.append(line)
+        if mine and not good:
+            table.append({"variant": variant, "seeds": 0, "diverged": len(mine)})
+    return table
+
+
+def show(value: dict[str, float | None] | None) -> str:
+    """`0.123 ± 0.004`, with four digits."""
+    if value is None or value["mean"] is None:
+        return ""
+    deviation = "" if value["deviation"] is None else f" ± {value['deviation']:.2g}"
+    return f"{value['mean']:.4g}{deviation}"
+
+
+def markdown(name: str, study: Study, table: list[dict[str, Any]]) -> str:
+    """The table of a study: a line for each variant (and guidance scale, where there are several)."""
+    calls = sorted({row["nfe"] for row in table if "nfe" in row})
+    several = len({row["w"] for row in table if "w" in row}) > 1
+    metrics = list(METRICS[study.task])
+    header = ["variant", *(["w"] if several else [])]
+    header += [f"{LABELS[metric]}, {nfe} call{'s' if nfe > 1 else ''}" for metric in metrics for nfe in calls]
+    header += [LABELS[figure] for figure in FIGURES] + ["seeds"]
+    lines = [f"### {name}: {study.title}", "", _row(header), _row(["---"] * len(header))]
+    for variant, w in dict.fromkeys((row["variant"], row.get("w")) for row in table):
+        rows = {row.get("nfe"): row for row in table if (row["variant"], row.get("w")) == (variant, w)}
+        first = next(iter(rows.values()))
+        cells = [variant, *([f"{w:g}" if w is not None else ""] if several else [])]
+        cells += [show(rows.get(nfe, {}).get(metric)) for metric in metrics for nfe in calls]
+        cells += [show(first.get(figure)) for figure in FIGURES]
+        cells += [f"{first['seeds']}" + (f" ({first['diverged']} diverged)" if first["diverged"] else "")]
+        lines.append(_row(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(name: str, study: Study, table: list[dict[str, Any]], path: Path) -> None:
+    """One panel a metric: bars by variant and number of calls, or lines over w where each variant has several.
+
+    `ValueError` without matplotlib. Written whole or not at all.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("drawing needs matplotlib; install it with: pip install 'tvmatch[plot]'") from error
+    rows = [row for row in table if "nfe" in row]
+    if not rows:
+        return
+    metrics = METRICS[study.task]
+    lines = len({row["w"] for row in rows}) > 3
+    height = 4.2 if lines else 1.4 + 0.55 * len(study.variants)
+    figure = Figure(figsize=(6.2 * len(metrics), max(height, 2.6)), layout="constrained")
+    for axis, (metric, larger) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
+        _draw_lines(axis, rows, metric) if lines else _draw_bars(axis, rows, metric)
+        better = "higher" if larger else "lower"
+        (axis.set_ylabel if lines else axis.set_xlabel)(f"{LABELS[metric]} ({better} is better)")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    seeds = max(row["seeds"] for row in rows)
+    figure.suptitle(f"{study.title} ({study.task}, {seeds} seed{'s' if seeds > 1 else ''}, bars: deviation)")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _draw_bars(axis: Any, rows: list[dict[str, Any]], metric: str) -> None:
+    names = list(dict.fromkeys(_name(row, rows) for row in rows))
+    calls = sorted({row["nfe"] for row in rows})
+    for k, nfe in enumerate(calls):
+        found = {_name(row, rows): row[metric] for row in rows if row["nfe"] == nfe}
+        axis.barh(
+            [i + (k - (len(calls) - 1) / 2) * 0.8 / len(calls) for i in range(len(names))],
+            [found[name]["mean"] for name in names],
+            0.75 / len(calls),
+            xerr=[found[name]["deviation"] or 0 for name in names],
+            label=f"{nfe} call{'s' if nfe > 1 else ''}",
+        )
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+
+
+def _name(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """A bar's name: the variant, with w where it has several."""
+    scales = {other["w"] for other in rows if other["variant"] == row["variant"]}
+    return row["variant"] if len(scales) == 1 else f"{row['variant']}, w = {row['w']:g}"
+
+
+def _draw_lines(axis: Any, rows: list[dict[str, Any]], metric: str) -> None:
+    """The metric over w, a line for each number of calls."""
+    for nfe in sorted({row["nfe"] for row in rows}):
+        mine = sorted((row for row in rows if row["nfe"] == nfe), key=lambda row: row["w"])
+        axis.errorbar(
+            [row["w"] for row in mine],
+            [row[metric]["mean"] for row in mine],
+            yerr=[row[metric]["deviation"] or 0 for row in mine],
+            marker="o",
+            capsize=3,
+            label=f"{nfe} call{'s' if nfe > 1 else ''}",
+        )
+    axis.set_xlabel("guidance scale w")

@@ -1,0 +1,173 @@
+"""Training and judging the cells of ablations: one after the other or in several processes, each result kept at once.
+
+FOLDER/cells/KEY.json is a finished cell; FOLDER/runs/KEY is the run folder of one that is not (or was asked to stay).
+"""
+
+import json
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvmatch.ablation.study import Cell
+from tvmatch.ablation.tasks import base_config, check_options, judge, lipschitz, open_task
+from tvmatch.files import write_text
+from tvmatch.training.build import build_flow, build_objective, network_shape
+from tvmatch.training.checkpoint import list_checkpoints, step_of
+from tvmatch.training.loop import TrainingError, train
+from tvmatch.training.signals import collected_signals
+from tvmatch.training.trained import load_run
+
+Result = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """A signal ended the work; what was done is kept, and the same command goes on."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: stopped; the same command continues.")
+        self.number = number
+
+
+def check_cell(cell: Cell) -> None:
+    """Raise `ValueError` now for options that cannot be trained with, before hours are spent on others."""
+    check_options(cell.task, cell.config)
+    source = open_task(cell.task, cell.config)
+    channels, side, _ = source.shape
+    shape = network_shape(cell.config, side, channels, source.num_classes)
+    source.close()
+    build_objective(cell.config, build_flow(cell.config, shape))
+
+
+def finished(cell: Cell, folder: Path) -> Result | None:
+    """The result of a cell that is done; None if it is not, or its file was damaged."""
+    path = folder / "cells" / f"{cell.key}.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return None
+
+
+def run_cell(cell: Cell, folder: Path, keep: bool = False) -> Result:
+    """Train a cell (or go on with it), judge it, and write its result. Raises `Interrupted` after a signal.
+
+    A run whose steps are not finite, or that draws what is not finite, is a result too: `diverged` says so in words.
+    """
+    run = folder / "runs" / cell.key
+    began, diverged = time.perf_counter(), None
+    source = open_task(cell.task, cell.config)
+    try:
+        if not any(step_of(path) >= cell.config.steps for path in list_checkpoints(run)):
+            outcome = train(replace(cell.config, run=run), source, show=False)
+            if outcome.signal is not None:
+                raise Interrupted(outcome.signal)
+    except TrainingError as error:
+        if isinstance(error.__cause__, OSError):  # the disk, not the training
+            raise
+        diverged = str(error).split(" They were")[0]
+    finally:
+        source.close()
+    trained_seconds = time.perf_counter() - began
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, float] = {}
+    if diverged is None:
+        trained = load_run(run)
+        rows = judge(cell.task, run, trained, cell.calls, cell.scales, cell.samples)
+        figures = gradient_norms(run) | {"lipschitz": lipschitz(cell.task, run, trained)}
+        diverged = None if rows else "samples are not finite"
+    result = {
+        "key": cell.key,
+        "task": cell.task,
+        "seed": cell.config.seed,
+        "options": changed_options(cell),
+        "steps": cell.config.steps,
+        "diverged": diverged,
+        "rows": rows,
+        "figures": figures,
+        "seconds": trained_seconds,
+    }
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "cells" / f"{cell.key}.json", json.dumps(result) + "\n")
+    if not keep:
+        shutil.rmtree(run, ignore_errors=True)
+    return result
+
+
+def changed_options(cell: Cell) -> dict[str, Any]:
+    """What the cell's options are beside those of its task."""
+    base, names = base_config(cell.task), {field.name for field in fields(cell.config)} - {"run", "seed"}
+    return {name: value for name in sorted(names) if (value := getattr(cell.config, name)) != getattr(base, name)}
+
+
+def gradient_norms(run: Path) -> dict[str, float]:
+    """Mean and largest gradient norm, before clipping, over the second half of a run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    norms = [line["gradient_norm"] for line in lines[len(lines) // 2 :] if "gradient_norm" in line]
+    return {"gradient_norm": sum(norms) / len(norms), "largest_gradient_norm": max(norms)} if norms else {}
+
+
+def run_cells(cells: Sequence[Cell], folder: Path, workers: int = 1, keep: bool = False) -> Iterator[Result]:
+    """Results of `cells`, as each is done. Raises `Interrupted` after SIGINT or SIGTERM, when all has been saved."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    if workers == 1:
+        for cell in cells:
+            yield run_cell(cell, folder, keep)
+        return
+    context = multiprocessing.get_context("spawn")
+    tasks, results = context.Queue(), context.Queue()
+    for cell in [*cells, *[None] * workers]:
+        tasks.put(cell)
+    processes = [context.Process(target=_work, args=(tasks, results, folder, keep)) for _ in range(workers)]
+    with collected_signals(0) as caught:
+        for process in processes:
+            process.start()
+        try:
+            yield from _collect(results, processes, len(cells), caught)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGTERM)
+            for process in processes:
+                process.join()
+
+
+def _collect(results: Any, processes: list, count: int, caught: list[signal.Signals]) -> Iterator[Result]:
+    while count:
+        if caught:
+            raise Interrupted(caught[0])
+        try:
+            found = results.get(timeout=0.5)
+        except queue.Empty:
+            dead = [process for process in processes if process.exitcode not in (None, 0)]
+            if dead and not caught:
+                raise RuntimeError(f"a worker died with exit code {dead[0].exitcode}.") from None
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        count -= 1
+        yield found
+
+
+def _work(tasks: Any, results: Any, folder: Path, keep: bool) -> None:
+    """One process: cells from the queue until a None, or a signal, which `train` collects while it trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the parent passes SIGTERM on
+    torch.set_num_threads(1)
+    while (cell := tasks.get()) is not None:
+        try:
+            results.put(run_cell(cell, folder, keep))
+        except Interrupted:
+            return
+        except Exception as error:
+            results.put(error)
+            return

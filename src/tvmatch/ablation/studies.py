@@ -1,0 +1,97 @@
+"""The studies that have names: what the paper ablates, and what issue 6 asks besides."""
+
+import difflib
+
+from tvmatch.ablation.study import Study
+
+STUDIES = {
+    "jumps": Study(
+        "how the ends (t, s) of a jump are drawn",
+        {
+            "truncated gap (paper)": {},
+            "s near t": {"jumps": "near"},
+            "s far from t": {"jumps": "far"},
+            "s = 0": {"jumps": "to-data"},
+            "logit-normal, in order": {"jumps": "logit-normal"},
+            "uniform, in order": {"jumps": "uniform"},
+        },
+    ),
+    "target-ema": Study(
+        "decay of the target's average",
+        {
+            "0.99 (paper)": {},
+            "0": {"target_ema": 0.0},
+            "0.9": {"target_ema": 0.9},
+            "0.999": {"target_ema": 0.999},
+        },
+    ),
+    "boundary": Study(
+        "where the boundary term is matched",
+        {"r independent (paper)": {}, "r = s": {"boundary_at_end": True}},
+    ),
+    "jvp": Study(
+        "the gradient through the derivative dF/ds",
+        {"through the JVP (paper)": {}, "JVP detached": {"detach_jvp": True}},
+    ),
+    "scaled": Study(
+        "the network's output multiplied by w, at w = 2",
+        {"scaled (paper)": {}, "not scaled": {"scaled": False}},
+        task="pictures",
+        base={"guidance": "2"},
+    ),
+    "weight": Study(
+        "the weight 1/w^2 of each sample, w uniform in [1, 4]",
+        {"1/w^2 (paper)": {}, "no weight": {"weighted": False}},
+        task="pictures",
+        base={"guidance": "1:4"},
+        scales=(1.0, 2.0, 4.0),
+    ),
+    "constant-w": Study(
+        "constant or random w in training, judged at w = 2",
+        {
+            "w = 2": {"guidance": "2"},
+            "w uniform in [1, 3]": {"guidance": "1:3"},
+            "1/w uniform in (0, 1)": {"guidance": "inverse"},
+        },
+        task="pictures",
+        scales=(2.0,),
+    ),
+    "network": Study(
+        "each semi-Lipschitz change removed",
+        {
+            "all (paper)": {},
+            "LayerNorm for RMSNorm": {"norm": "layer"},
+            "no QK norm": {"qk_norm": False},
+            "no modulation norm": {"modulation_norm": False},
+            "Xavier for spectral": {"initialisation": "xavier"},
+            "none of them": {
+                "norm": "layer",
+                "qk_norm": False,
+                "modulation_norm": False,
+                "initialisation": "xavier",
+            },
+        },
+        task="pictures",
+    ),
+    "w-and-calls": Study(
+        "the guidance scale against the number of calls, one network for all (w uniform in [1, 4])",
+        {"w uniform in [1, 4]": {}},
+        task="pictures",
+        base={"guidance": "1:4"},
+        scales=(1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0),
+    ),
+    "w-and-calls-fixed": Study(
+        "the guidance scale against the number of calls, a network for each w",
+        {f"w = {w}": {"guidance": w} for w in ("1", "1.5", "2", "3", "4")},
+        task="pictures",
+    ),
+}
+
+
+def find_study(name: str) -> Study:
+    """The study of this name; `ValueError` says which there are."""
+    if name in STUDIES:
+        return STUDIES[name]
+    near = difflib.get_close_matches(name, STUDIES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STUDIES)}, and all."
+    raise ValueError(f"no study is called {name!r}; {hint}")
