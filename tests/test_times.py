@@ -2,9 +2,15 @@ import pytest
 import torch
 from scipy import stats
 
-from tvmatch.times import Independent, LogitNormal, TruncatedGap, Uniform, check_grid, uniform_grid
+from tvmatch.times import Independent, LogitNormal, ToData, TruncatedGap, Uniform, check_grid, uniform_grid
 
-SCHEMES = [TruncatedGap(), Independent(Uniform()), Independent(LogitNormal()), TruncatedGap(3.0, 2.0, 4.0, 0.5)]
+SCHEMES = [
+    TruncatedGap(),
+    Independent(Uniform()),
+    Independent(LogitNormal()),
+    TruncatedGap(3.0, 2.0, 4.0, 0.5),
+    ToData(Uniform()),
+]
 
 
 def generator() -> torch.Generator:
@@ -40,6 +46,12 @@ def test_end_time_is_logit_normal_truncated_by_the_gap() -> None:
     kept = free[free <= 0.5]
     assert stats.ks_2samp(s.numpy(), kept.numpy()).pvalue > 1e-3
     assert s.max() <= 0.5 + 1e-6
+
+
+def test_jumps_to_data_end_there() -> None:
+    t, s = ToData(LogitNormal())(100, generator())
+    assert not s.any()
+    assert torch.equal(t, LogitNormal()(100, generator()))
 
 
 def test_logit_normal_is_logit_normal() -> None:

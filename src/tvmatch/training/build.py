@@ -1,9 +1,11 @@
 """From a configuration to a flow map and an objective: the one place where option values become classes."""
 
+import dataclasses
+
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.dit import DiTConfig
-from tvmatch.networks.presets import build_network
+from tvmatch.networks.presets import build_network, network_config
 from tvmatch.objectives import (
     AlphaFlow,
     ConsistencyTraining,
@@ -19,12 +21,15 @@ from tvmatch.objectives import (
     SplitMeanFlow,
     TerminalVelocityMatching,
 )
-from tvmatch.times import Independent, JumpScheme, LogitNormal, TruncatedGap, Uniform
+from tvmatch.times import Independent, JumpScheme, LogitNormal, ToData, TruncatedGap, Uniform
 from tvmatch.training.config import JumpName, ObjectiveName, TrainConfig
 
 JUMPS: dict[JumpName, JumpScheme | None] = {
     "auto": None,  # the objective's own
-    "truncated-gap": TruncatedGap(),
+    "truncated-gap": TruncatedGap(),  # gaps of 0.31 in the middle: sigmoid(-0.8)
+    "near": TruncatedGap(gap_mean=-2.5),  # s near t: 0.08
+    "far": TruncatedGap(gap_mean=1.0),  # s far from t: 0.73
+    "to-data": ToData(LogitNormal()),
     "logit-normal": Independent(LogitNormal()),
     "uniform": Independent(Uniform()),
 }
@@ -43,6 +48,17 @@ FEW_STEP: dict[ObjectiveName, type[FewStepObjective]] = {
 
 OWN_JUMPS = (Shortcut, ConsistencyTraining, InductiveMomentMatching)  # dyadic; to s = 0; shared by groups
 
+NETWORK_OPTIONS = ("norm", "qk_norm", "modulation_norm", "initialisation")
+
+
+def network_shape(config: TrainConfig, image_size: int, channels: int, num_classes: int) -> DiTConfig:
+    """The network that the configuration names, for such data. An option that it does not have is an error."""
+    shape = network_config(config.network, image_size, channels, num_classes)
+    known = {field.name for field in dataclasses.fields(shape)}
+    _refuse(config, *(name for name in NETWORK_OPTIONS if name not in known), owner=config.network)
+    return dataclasses.replace(shape, **{name: getattr(config, name) for name in NETWORK_OPTIONS if name in known})
+
+
 def build_flow(config: TrainConfig, network: DiTConfig) -> FlowMap:
     """A freshly initialised flow map; initial weights come from torch's global random stream."""
     return FlowMap(build_network(network), scaled=config.scaled)
@@ -60,13 +76,14 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
                 label_dropout=config.label_dropout,
                 weighted=config.weighted,
                 detach_jvp=config.detach_jvp,
+                boundary_at_end=config.boundary_at_end,
             )
         case "flow-matching":
-            _refuse(config, "jumps", "detach_jvp", "weighted")
+            _refuse(config, "jumps", "detach_jvp", "weighted", "boundary_at_end")
             return FlowMatching(flow, guidance=guidance, label_dropout=config.label_dropout)
         case name if name in FEW_STEP:
             method = FEW_STEP[name]
-            _refuse(config, "detach_jvp", "weighted", *([] if method.has_target else ["target_ema"]))
+            _refuse(config, "detach_jvp", "weighted", "boundary_at_end", *([] if method.has_target else ["target_ema"]))
             if method in OWN_JUMPS:
                 _refuse(config, "jumps")
                 return method(flow, guidance=guidance, label_dropout=config.label_dropout)
@@ -74,9 +91,9 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
     raise ValueError(f"unknown objective {config.objective!r}.")
 
 
-def _refuse(config: TrainConfig, *names: str) -> None:
-    """Raise if one of these options was given: the objective would ignore it."""
+def _refuse(config: TrainConfig, *names: str, owner: str | None = None) -> None:
+    """Raise if one of these options was given: the objective (or `owner`) would ignore it."""
     defaults = TrainConfig()
     for name in names:
         if getattr(config, name) != getattr(defaults, name):
-            raise ValueError(f"{config.objective} has no option {name}; leave it out.")
+            raise ValueError(f"{owner or config.objective} has no option {name}; leave it out.")

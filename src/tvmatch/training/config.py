@@ -12,6 +12,8 @@ import yaml
 
 from tvmatch.data.decoding import Crop
 from tvmatch.guidance import parse_guidance
+from tvmatch.networks.layers import Norm
+from tvmatch.networks.modulated import Initialisation
 
 ObjectiveName = Literal[
     "terminal-velocity",
@@ -31,7 +33,7 @@ Compile = Literal["auto", "on", "off"]
 Graphs = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["auto", "single", "ddp", "fsdp"]
-JumpName = Literal["auto", "truncated-gap", "logit-normal", "uniform"]
+JumpName = Literal["auto", "truncated-gap", "near", "far", "to-data", "logit-normal", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,17 @@ class TrainConfig:
     strict: bool = False  # end with an error at the first unreadable picture instead of skipping it
 
     network: str = "DiT-Digits/4"  # see `tvmatch presets`
+    norm: Norm = "rms"  # of tokens; layer: LayerNorm in its place (ablation), as in DiT
+    qk_norm: bool = True  # normalise queries and keys
+    modulation_norm: bool = True  # normalise what modulates the blocks
+    initialisation: Initialisation = "spectral"  # of weights: spectral norm 1; xavier: as in DiT (ablation)
     objective: ObjectiveName = "terminal-velocity"  # what is learned (docs/methods.md)
     guidance: str = "1.5"  # w: a scale (2), a range drawn uniformly (1:3), or inverse (1/w uniform in (0, 1))
     scaled: bool = True  # scaled parameterisation: the network's output is multiplied by w
     weighted: bool = True  # weight each sample's loss by 1/w^2
     detach_jvp: bool = False  # ablation: stop the gradient through the derivative of the network
     jumps: JumpName = "auto"  # how the two ends (t, s) of a jump are drawn (auto: as in the objective's paper)
+    boundary_at_end: bool = False  # ablation: boundary term at r = s, the end of the jump, not at a time r of its own
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
     steps: int = 500  # training steps in all

@@ -8,9 +8,8 @@ from torch import nn
 
 from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
-from tvmatch.networks.presets import network_config
 from tvmatch.networks.probe import verify_tangents
-from tvmatch.training.build import build_flow, build_objective
+from tvmatch.training.build import build_flow, build_objective, network_shape
 from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute
@@ -39,7 +38,7 @@ def prepare(
     made ready for the hardware, its tangents verified, and distributed over the ranks. Without `fresh` a checkpoint
     will be loaded into it, and `config.initial` is not asked for."""
     channels, side, _ = source.shape
-    shape = network_config(config.network, side, channels, source.num_classes)
+    shape = network_shape(config, side, channels, source.num_classes)
     device = ranks.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
