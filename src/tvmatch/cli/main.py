@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("tvmatch.cli.export", "write a trained run's weights into one plain file"),
     "import-official": ("tvmatch.cli.import_official", "read a snapshot of the official implementation"),
     "plot": ("tvmatch.cli.plot", "draw what the instruments of a run have shown"),
+    "ablate": ("tvmatch.cli.ablate", "compare variants of the training options, with seeds"),
     "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),
     "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
 }
