@@ -24,9 +24,9 @@ class GuidanceScheme(Protocol):
     def __call__(self, batch: int, generator: torch.Generator) -> Tensor: ...
 
 
-def _check_scale(w: float) -> None:
+def _require_positive(w: float) -> None:
     if not 0 < w < float("inf"):
-        raise ValueError(f"the guidance scale w must be positive and finite (1 is no guidance), got {w}.")
+        raise ValueError(f"the guidance scale w must be positive and finite (1 is no guidance), got {w:g}.")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FixedGuidance:
     w: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_scale(self.w)
+        _require_positive(self.w)
 
     @property
     def always_one(self) -> bool:
@@ -54,8 +54,8 @@ class UniformGuidance:
     high: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_scale(self.low)
-        _check_scale(self.high)
+        _require_positive(self.low)
+        _require_positive(self.high)
         if self.low >= self.high:
             raise ValueError(f"uniform guidance needs low < high, got {self.low} and {self.high}.")
 
@@ -90,6 +90,24 @@ def parse_guidance(text: str) -> FixedGuidance | UniformGuidance | UniformInvers
         return UniformGuidance(float(low), float(high)) if colon else FixedGuidance(float(low))
     except ValueError as error:
         raise ValueError(f"guidance {text!r}: give a scale (2), a range (1:3) or `inverse`. {error}") from error
+
+
+def check_scale(w: float, trained_with: str, num_classes: int) -> str | None:
+    """`ValueError` for a guidance scale that cannot work; a sentence of warning for one that was not seen in training,
+    where scales were drawn as `trained_with` says."""
+    _require_positive(w)
+    if num_classes == 0:
+        if w != 1:
+            raise ValueError(f"this run was trained without classes, so w must be 1, got {w:g}.")
+        return None
+    match parse_guidance(trained_with):
+        case FixedGuidance(trained):
+            seen = w == trained
+        case UniformGuidance(low, high):
+            seen = low <= w <= high
+        case _:
+            seen = w >= 1
+    return None if seen else f"w={w:g} was not seen in training (--guidance {trained_with}); expect poor samples."
 
 
 def drop_labels(label: Tensor, w: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

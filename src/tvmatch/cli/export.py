@@ -6,7 +6,9 @@ from typing import Literal
 
 import tyro
 
-from tvmatch.cli.options import check_out, parse
+from tvmatch.cli.options import check_out, parse, warn
+
+OWNERS = {"weights": "onnx", "license": "diffusers", "data_license": "diffusers", "codec": "diffusers"}
 
 
 @dataclass(frozen=True)
@@ -14,22 +16,28 @@ class ExportOptions:
     """What to write."""
 
     run: tyro.conf.Positional[Path]  # folder of a trained run
-    # safetensors: one plain file of averaged weights, which `tvmatch sample` reads; onnx: the step of the sampler
-    to: Literal["safetensors", "onnx"] = "safetensors"
-    out: Path | None = None  # the file (default: RUN/weights.safetensors or RUN/model.onnx)
-    ema: float | None = None  # which averaged weights, by decay (default: all; for onnx the slowest)
+    # safetensors: one plain file of averaged weights, which `tvmatch sample` reads; onnx: the step of the sampler;
+    # diffusers: a folder that `TVMatchPipeline.from_pretrained` reads, with a model card
+    to: Literal["safetensors", "onnx", "diffusers"] = "safetensors"
+    out: Path | None = None  # file or new folder (default: RUN/weights.safetensors, RUN/model.onnx, RUN/diffusers)
+    ema: float | None = None  # which averaged weights, by decay (default: all; for onnx and diffusers the slowest)
     weights: Literal["float32", "float16", "int8"] | None = None  # onnx: how they are stored (default: float32)
+    license: str | None = None  # diffusers: of the weights, for the card, such as cc-by-4.0
+    data_license: str | None = None  # diffusers: of the training data, for the card
+    codec: str | None = None  # diffusers, a model of latents: where its codec lies now (default: as in training)
 
 
 def command(arguments: list[str]) -> int:
-    """Write the file and print its name."""
+    """Write the file or the folder and print its name."""
     options = parse(ExportOptions, "export", "Take a trained run's weights elsewhere.", arguments)
-    if options.to == "onnx":
-        return _onnx(options)
+    for name, owner in OWNERS.items():
+        value = getattr(options, name)
+        if value is not None and options.to != owner:
+            raise ValueError(f"--{name.replace('_', '-')} {value} belongs to --to {owner}; leave it out.")
+    if options.to != "safetensors":
+        return _onnx(options) if options.to == "onnx" else _diffusers(options)
     from tvmatch.training.export import export_weights
 
-    if options.weights is not None:
-        raise ValueError(f"--weights {options.weights} belongs to --to onnx; leave it out.")
     out = options.out or options.run / "weights.safetensors"
     check_out(out, (".safetensors",))
     export_weights(options.run, out, options.ema)
@@ -47,4 +55,31 @@ def _onnx(options: ExportOptions) -> int:
     report = export_onnx(load_run(options.run, options.ema), out, weights)
     print(out)
     print(f"{report.size:,} bytes ({weights} weights); differs from PyTorch by {report.error:.1e}, relative")
+    return 0
+
+
+def _diffusers(options: ExportOptions) -> int:
+    try:
+        from tvmatch.integrations.diffusers.card import facts_of
+        from tvmatch.integrations.diffusers.export import export_diffusers
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    from tvmatch.training.trained import load_run
+
+    out = options.out or (options.run.parent if options.run.is_file() else options.run) / "diffusers"
+    if out.exists():
+        raise ValueError(f"--out {out} exists; give the name of a new folder.")
+    trained = load_run(options.run, options.ema)
+    if options.codec is not None and trained.latent_space is None:
+        raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
+    facts = facts_of(options.run, trained, options.license, options.data_license)
+    report = export_diffusers(trained, out, facts, options.codec)
+    print(out)
+    print(f"{report.size:,} bytes; loaded again to the same bits; samples differ by {report.error:.1e}, relative")
+    if not facts.figures:
+        warn("export", f"the card has no figures: run `tvmatch evaluate {options.run}` first, then export again.")
+    missing = [name for name in ("license", "data_license") if getattr(options, name) is None]
+    if missing:
+        asked = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        warn("export", f"the card does not say under which licence; {asked} fill that in.")
     return 0

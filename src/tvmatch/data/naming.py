@@ -1,5 +1,6 @@
-"""Names: of files in messages, and of classes that folders call by a number."""
+"""Names: of files in messages, and of classes, by which users ask and which folders call by a number."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,3 +43,19 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     if twice:
         raise DataError(f"{path}: two class folders are called {twice[0]!r}; names must differ.")
     return tuple(names)
+
+
+def class_index(name: str, class_names: Sequence[str], num_classes: int) -> int:
+    """The index of a class given by name, or by number unless there are names that are numbers themselves;
+    `ValueError` says which classes there are."""
+    if name in class_names:
+        return class_names.index(name)
+    numbered = any(other.isdecimal() for other in class_names)
+    if name.isdecimal() and int(name) < num_classes and not numbered:
+        return int(name)
+    if not class_names:
+        raise ValueError(f"no class is called {name!r}: this run was trained without classes.")
+    near = difflib.get_close_matches(name, class_names, n=1)
+    listed = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {listed}."
+    raise ValueError(f"no class is called {name!r}; {hint}")

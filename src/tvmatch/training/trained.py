@@ -1,6 +1,5 @@
 """A trained run, opened for sampling: its flow map with averaged weights, and what it was trained on."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import torch
 
 from tvmatch.data.latent_space import LatentSpace
+from tvmatch.data.naming import class_index
 from tvmatch.flow_map import FlowMap
-from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
+from tvmatch.guidance import check_scale
 from tvmatch.networks.presets import build_network
 from tvmatch.sampling import Method, method_of
 from tvmatch.training.checkpoint import (
@@ -48,34 +48,11 @@ class TrainedRun:
     def class_index(self, name: str) -> int:
         """The index of a class given by name, or by number unless there are names that are numbers themselves;
         `ValueError` says which classes there are."""
-        if name in self.class_names:
-            return self.class_names.index(name)
-        numbered = any(other.isdecimal() for other in self.class_names)
-        if name.isdecimal() and int(name) < self.flow.network.num_classes and not numbered:
-            return int(name)
-        if not self.class_names:
-            raise ValueError(f"no class is called {name!r}: this run was trained without classes.")
-        near = difflib.get_close_matches(name, self.class_names, n=1)
-        listed = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {listed}."
-        raise ValueError(f"no class is called {name!r}; {hint}")
+        return class_index(name, self.class_names, self.flow.network.num_classes)
 
     def check_w(self, w: float) -> str | None:
         """`ValueError` for a guidance scale that cannot work; a sentence of warning for one not seen in training."""
-        if not 0 < w < float("inf"):
-            raise ValueError(f"the guidance scale w must be positive and finite (1 is no guidance), got {w:g}.")
-        if self.flow.network.num_classes == 0:
-            if w != 1:
-                raise ValueError(f"this run was trained without classes, so w must be 1, got {w:g}.")
-            return None
-        match parse_guidance(self.guidance):
-            case FixedGuidance(trained):
-                seen = w == trained
-            case UniformGuidance(low, high):
-                seen = low <= w <= high
-            case _:
-                seen = w >= 1
-        return None if seen else f"w={w:g} was not seen in training (--guidance {self.guidance}); expect poor samples."
+        return check_scale(w, self.guidance, self.flow.network.num_classes)
 
 
 def load_run(run: Path, ema: float | None = None, device: str | torch.device = "cpu") -> TrainedRun:

@@ -7,6 +7,7 @@ of 4 groups, ReLU, 1x1 down); where a convolution without bias stands between th
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from tvmatch.data.codecs.base import CodecError, Posterior, check_pictures, weig
 GROUPS = 4  # of the norm in a pooled branch; with any other number the round trip of TAEF2 loses 3 dB or more
 REACH = 3.0  # the decoder brings latents softly into -3 .. 3 first
 LAYER = re.compile(r"(\d+)\.(.+)")
+Shapes = Mapping[str, Sequence[int]]  # of weights, by their names
 
 
 class TinyCodec:
@@ -30,10 +32,14 @@ class TinyCodec:
         self.spec = str(folder.resolve())
         encoder, decoder = (_load(_one_file(folder, part)) for part in ("encoder", "decoder"))
         try:
-            self.network = nn.ModuleDict({"encoder": _encoder(encoder), "decoder": _decoder(decoder)})
+            self.network = network_of(
+                *({name: value.shape for name, value in half.items()} for half in (encoder, decoder))
+            )
+            self.network["encoder"].load_state_dict(encoder)
+            self.network["decoder"].load_state_dict(decoder)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CodecError(f"{folder}: its weights are not of the TAESD family ({error}).") from error
-        self.network.requires_grad_(False).eval()
+        self.network.float().requires_grad_(False).eval()
         self.channels = self.network["encoder"][-1].out_channels
         self.factor = 2 ** sum(layer.stride == (2, 2) for layer in self.network["encoder"] if _is_convolution(layer))
         self.hash = weights_hash("TinyCodec", {}, self.network)
@@ -48,6 +54,11 @@ class TinyCodec:
     def to(self, device: torch.device | str) -> "TinyCodec":
         self.network.to(device)
         return self
+
+
+def network_of(encoder: Shapes, decoder: Shapes) -> nn.ModuleDict:
+    """The two halves whose weights have these names and shapes."""
+    return nn.ModuleDict({"encoder": _encoder(encoder), "decoder": _decoder(decoder)})
 
 
 class Block(nn.Module):
@@ -85,49 +96,42 @@ class SoftClamp(nn.Module):
         return torch.tanh(x / REACH) * REACH
 
 
-def _encoder(tensors: dict[str, Tensor]) -> nn.Sequential:
+def _encoder(shapes: Shapes) -> nn.Sequential:
     """Convolution, block, (convolution that halves, blocks) three times, convolution."""
-    layers = [_layer(tensors, number, stride=2) for number in _numbers(tensors)]
-    return _filled(nn.Sequential(*layers), tensors)
+    return nn.Sequential(*(_layer(shapes, number, stride=2) for number in _numbers(shapes)))
 
 
-def _decoder(tensors: dict[str, Tensor]) -> nn.Sequential:
+def _decoder(shapes: Shapes) -> nn.Sequential:
     """Soft clamp, convolution, ReLU, (blocks, doubling, convolution) three times, block, convolution. The numbers that
     the weights leave out are the layers without any."""
-    present = set(_numbers(tensors))
+    present = set(_numbers(shapes))
     layers: list[nn.Module] = []
     for number in range(max(present) + 1):
         if number in present:
-            layers.append(_layer(tensors, number, stride=1))
+            layers.append(_layer(shapes, number, stride=1))
         elif number == 0:
             layers.append(SoftClamp())
         elif _is_convolution(layers[-1]):
             layers.append(nn.ReLU())
         else:
             layers.append(nn.Upsample(scale_factor=2))
-    return _filled(nn.Sequential(*layers), tensors)
+    return nn.Sequential(*layers)
 
 
-def _layer(tensors: dict[str, Tensor], number: int, stride: int) -> nn.Module:
+def _layer(shapes: Shapes, number: int, stride: int) -> nn.Module:
     """The layer whose weights carry this number; `stride` is that of a convolution without bias."""
-    if f"{number}.conv.0.weight" in tensors:
-        channels = tensors[f"{number}.conv.0.weight"].shape[0]
-        return Block(channels, pooled=f"{number}.pool.0.weight" in tensors)
-    outputs, inputs, _, _ = tensors[f"{number}.weight"].shape
-    bias = f"{number}.bias" in tensors
+    if f"{number}.conv.0.weight" in shapes:
+        return Block(shapes[f"{number}.conv.0.weight"][0], pooled=f"{number}.pool.0.weight" in shapes)
+    outputs, inputs, _, _ = shapes[f"{number}.weight"]
+    bias = f"{number}.bias" in shapes
     return nn.Conv2d(inputs, outputs, 3, padding=1, stride=1 if bias else stride, bias=bias)
 
 
-def _filled(network: nn.Sequential, tensors: dict[str, Tensor]) -> nn.Sequential:
-    network.load_state_dict(tensors)
-    return network.float()
-
-
-def _numbers(tensors: dict[str, Tensor]) -> list[int]:
+def _numbers(shapes: Shapes) -> list[int]:
     """The numbers of the layers, in order."""
-    found = [LAYER.fullmatch(name) for name in tensors]
+    found = [LAYER.fullmatch(name) for name in shapes]
     if not found or None in found:
-        raise ValueError(f"layers are numbered, unlike {sorted(tensors)[0] if tensors else 'nothing'!r}")
+        raise ValueError(f"layers are numbered, unlike {sorted(shapes)[0] if shapes else 'nothing'!r}")
     return sorted({int(match[1]) for match in found})
 
 

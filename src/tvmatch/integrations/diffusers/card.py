@@ -1,0 +1,146 @@
+"""The model card of an exported pipeline: README.md, with what the run says of itself and nothing else."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tvmatch.training.run_folder import read_config
+from tvmatch.training.trained import TrainedRun
+
+NAMED = 20  # classes listed by name
+NOT_STATED = "not stated; ask whoever trained it before you use it"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says that the weights do not.
+
+    name          of the model
+    data          what it was trained on; empty where that is not known
+    network       the preset; empty where that is not known
+    figures       rows as `tvmatch evaluate` wrote them, of this checkpoint and average
+    licence       of the weights, as an identifier of the hub (`apache-2.0`); None: nobody said
+    data_licence  of the training data; None: nobody said
+    """
+
+    name: str
+    data: str = ""
+    network: str = ""
+    figures: tuple[dict[str, Any], ...] = field(default=())
+    licence: str | None = None
+    data_licence: str | None = None
+
+
+def facts_of(run: Path, trained: TrainedRun, licence: str | None, data_licence: str | None) -> CardFacts:
+    """What the folder of a run says; of an exported file, only its name."""
+    for name, text in (("license", licence), ("data-license", data_licence)):
+        if text is not None and (not text.strip() or "\n" in text):
+            raise ValueError(f"--{name} must be one line, such as cc-by-4.0; got {text!r}.")
+    if run.is_file():
+        return CardFacts(run.stem, licence=licence, data_licence=data_licence)
+    config = read_config(run)
+    # of a path the last part: the rest is this machine's business
+    data = config.data if config.data.startswith("hf:") else Path(config.data).name
+    return CardFacts(run.resolve().name, data, config.network, figures_of(run, trained), licence, data_licence)
+
+
+def figures_of(run: Path, trained: TrainedRun) -> tuple[dict[str, Any], ...]:
+    """The rows of RUN/evaluation.json if they are of this checkpoint and average, else none."""
+    path = run / "evaluation.json"
+    try:
+        said = json.loads(path.read_text("utf-8"))
+        same = (Path(said["checkpoint"]).name, said["ema"]) == (trained.checkpoint.name, trained.ema)
+        return tuple(dict(row) for row in said["rows"]) if same else ()
+    except FileNotFoundError:
+        return ()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not what `tvmatch evaluate` writes ({error!r}); measure again, or remove it."
+        ) from error
+
+
+def model_card(trained: TrainedRun, facts: CardFacts, codec: str | None, picture: str | None) -> str:
+    """The text of the card. `codec` names the codec in vae/, `picture` the file of samples; None: there is none."""
+    network = trained.flow.network
+    shape = " x ".join(map(str, network.data_shape))
+    count = sum(value.numel() for value in trained.flow.parameters())
+    asked = "class_labels=0" if network.num_classes else "num_images_per_label=4"
+    if network.num_classes and trained.class_names:
+        asked = f"class_labels={json.dumps(trained.class_names[0], ensure_ascii=False)}"
+    kind = "pictures" if trained.latent_space is None and picture else "latents"
+    calls = f"{trained.nfe} network call{'s' if trained.nfe > 1 else ''}"
+    lines = [
+        "---",
+        "library_name: diffusers",
+        *([f"license: {json.dumps(facts.licence)}"] if facts.licence else []),
+        "tags: [tvmatch, terminal-velocity-matching, few-step]",
+        "---",
+        "",
+        f"# {facts.name}",
+        "",
+        f"Draws {kind} of {shape} in {calls}, or as many as you like. Trained and exported with tvmatch.",
+        "",
+        *([f"![Samples in {calls}, not selected]({picture})", ""] if picture else []),
+        "```python",
+        "from tvmatch.integrations.diffusers import TVMatchPipeline  # pip install 'tvmatch[export]'",
+        "",
+        'pipeline = TVMatchPipeline.from_pretrained("THIS FOLDER")',
+        f"images = pipeline({asked}, num_inference_steps={trained.nfe}).images",
+        "```",
+        "",
+        "## The model",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {facts.network or type(network).__name__}, {count:,} parameters |",
+        f"| objective | {trained.objective} |",
+        f"| training steps | {trained.step} (average of weights: decay {trained.ema}) |",
+        f"| guidance scales in training | {trained.guidance}; {trained.w:g} by default |",
+        f"| classes | {_classes(trained)} |",
+        *([f"| codec | {codec} |"] if codec else []),
+        f"| training data | {facts.data or 'not known'} |",
+        "",
+        "## Figures",
+        "",
+        *_figures(facts),
+        "",
+        "## Licences",
+        "",
+        f"- Weights: {facts.licence or NOT_STATED}.",
+        f"- Training data: {facts.data_licence or NOT_STATED}.",
+        *(["- The codec in `vae/` is somebody else's work, under its own licence."] if codec else []),
+        "",
+        "## Method",
+        "",
+        "Terminal Velocity Matching, [arXiv 2511.19797](https://arxiv.org/abs/2511.19797)."
+        if trained.objective == "terminal-velocity"
+        else f"{trained.objective}, as tvmatch trains it (docs/methods.md there).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _classes(trained: TrainedRun) -> str:
+    count = trained.flow.network.num_classes
+    if not count:
+        return "none"
+    listed = ", ".join(name.replace("|", "\\|") for name in trained.class_names[:NAMED])
+    return f"{count}: {listed}{', ...' if len(trained.class_names) > NAMED else ''}" if listed else str(count)
+
+
+def _figures(facts: CardFacts) -> list[str]:
+    if not facts.figures:
+        return ["None: this checkpoint was exported before `tvmatch evaluate` had measured it."]
+    columns = list(dict.fromkeys(name for row in facts.figures for name in row))
+    return [
+        "As `tvmatch evaluate` measured this checkpoint, against its training data.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {' | '.join(_shown(row.get(name)) for name in columns)} |" for row in facts.figures),
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
