@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from tests.cli.support import assert_one_line, tvmatch
+from tests.conftest import randomise
 from tvmatch.cli import main
+from tvmatch.flow_map import FlowMap
 from tvmatch.integrations import onnx as exporting
-from tvmatch.sampling import sample, seeded_noise
+from tvmatch.networks.dit import DiT, DiTConfig
+from tvmatch.sampling import euler, sample, seeded_noise
 from tvmatch.times import uniform_grid
-from tvmatch.training.trained import load_run
+from tvmatch.training.trained import TrainedRun, load_run
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,8 @@ def traced(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "trace", lambda _: onnx.load(exported))
 
 
-def draw(file: Path, noise: np.ndarray, classes: list[int], w: float, calls: int) -> np.ndarray:
-    """What users write: a loop over the times."""
+def draw(file: Path, noise: np.ndarray, classes: list[int], w: float | np.ndarray, calls: int) -> np.ndarray:
+    """What users write: a loop over the times. `w` is one for all or one for each."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     x, count = noise, len(noise)
     for t, s in itertools.pairwise(uniform_grid(calls)):
@@ -133,6 +136,34 @@ def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, mon
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert_one_line(tvmatch(capsys, "export", run, "--to", "onnx", "--out", out), "pip install 'tvmatch[export]'")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(("weights", "tolerance"), [("float32", 1e-5), ("float16", 2e-3), ("int8", 0.05)])
+def test_every_sample_has_its_own_class_and_scale(run: Path, tmp_path: Path, weights: str, tolerance: float) -> None:
+    """In every kind of weights, in several calls, with batches that the export has not tried."""
+    out, flow = tmp_path / "model.onnx", load_run(run).flow
+    assert main(["export", str(run), "--to", "onnx", "--weights", weights, "--out", str(out)]) == 0
+    for count in (2, 13):
+        noise = seeded_noise(count, range(count), (3, 8, 8))
+        classes, w = torch.arange(count) % 4 - 1, torch.linspace(0.7, 3, count)
+        ours = torch.from_numpy(draw(out, noise.numpy(), classes.tolist(), w.numpy(), 3))
+        theirs = sample(flow, noise, classes, w, 3)
+        assert float((ours - theirs).norm() / theirs.norm()) < tolerance
+        other = torch.from_numpy(draw(out, noise.numpy(), classes.tolist(), w.numpy()[::-1], 3))
+        assert float((other - theirs).norm() / theirs.norm()) > 3 * float((ours - theirs).norm() / theirs.norm())
+
+
+def test_a_velocity_without_classes_and_without_scaling(tmp_path: Path) -> None:
+    """The other branches of the step, as a graph: Euler steps, no class, output not multiplied by w."""
+    shape = DiTConfig(4, 1, 0, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+    flow = FlowMap(randomise(DiT(shape)), scaled=False).requires_grad_(False).eval()
+    trained = TrainedRun(flow, (), "flow-matching", "1", 1.0, 7, tmp_path, 0.9)
+    report = exporting.export_onnx(trained, tmp_path / "model.onnx")
+    noise = seeded_noise(0, range(5), (1, 4, 4))
+    ours = torch.from_numpy(draw(tmp_path / "model.onnx", noise.numpy(), [-1] * 5, 1.0, 4))
+    torch.testing.assert_close(ours, euler(flow, noise, -1, 1.0, 4), rtol=1e-4, atol=1e-5)
+    assert 0 <= report.error < 1e-5
 
 
 @pytest.mark.parametrize("method", ["jump", "euler"])
