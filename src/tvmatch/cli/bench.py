@@ -1,4 +1,4 @@
-"""`tvmatch bench step`."""
+"""`tvmatch bench step`, and `tvmatch bench sample` (`bench_sample.py`)."""
 
 import json
 import sys
@@ -13,7 +13,9 @@ from tvmatch.cli.options import parse
 from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute
 
 DESCRIPTION = """Measure a training step on random data: images a second, memory, share of the machine's matrix rate
-(11 forward passes counted for TVM), seconds to compile, and the cost relative to a flow-matching step."""
+(11 forward passes counted for TVM), seconds to compile, and the cost relative to a flow-matching step.
+
+What sampling costs: tvmatch bench sample --help"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class BenchOptions:
 
 def command(arguments: list[str]) -> int:
     """Measure the step, and a flow-matching step beside it; print both and their ratio."""
+    if arguments[:1] == ["sample"]:
+        from tvmatch.cli import bench_sample
+
+        return bench_sample.command(arguments[1:])
     options = parse(BenchOptions, "bench", DESCRIPTION, arguments)
     if options.batch_size < 1 or options.steps < 1:
         raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")

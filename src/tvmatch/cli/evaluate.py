@@ -32,7 +32,7 @@ class EvaluateOptions:
     features: Path | None = None  # a TorchScript feature network: pictures [B, 3, size, size] to features [B, D]
     statistics: Path | None = None  # of `tvmatch statistics` (default: made from the run's own data, for Inception)
     seeds: tuple[int, ...] = (0,)  # of the noise; several give error bars (with --features)
-    method: Literal["jump", "euler"] | None = None  # default: euler for flow matching, jump otherwise
+    method: Literal["jump", "euler", "consistency"] | None = None  # default: what the objective teaches
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
     out: Path | None = None  # JSON with the figures (default: RUN/evaluation.json); with --features a folder beside it
     batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 500  # pictures at once (with --features)
@@ -52,10 +52,11 @@ def command(arguments: list[str]) -> int:
 
 
 def _in_features(options: EvaluateOptions, out: Path) -> int:
-    from tvmatch.metrics.evaluation import EvaluationPlan, evaluate, shown_rows
+    from tvmatch.metrics.evaluation import EvaluationPlan, evaluate
     from tvmatch.metrics.features import FeatureNetwork, Preprocessing
     from tvmatch.metrics.kernel import require_torchmetrics
     from tvmatch.metrics.statistics import read_statistics
+    from tvmatch.metrics.tradeoff import table
     from tvmatch.training.ranks import join_ranks
     from tvmatch.training.trained import load_run
 
@@ -86,7 +87,7 @@ def _in_features(options: EvaluateOptions, out: Path) -> int:
     if ranks.main:
         if not (out.with_suffix("") / "tradeoff.png").is_file():
             warn("evaluate", "no plot was drawn: pip install 'tvmatch[eval]'")
-        _show(options, trained.step, shown_rows(rows), out)
+        print(f"{options.run}, step {trained.step}, {options.samples} samples\n\n{table(rows)}\n{out}")
     return 0
 
 

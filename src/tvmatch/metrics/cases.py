@@ -20,7 +20,7 @@ from tvmatch.metrics.kernel import kernel_distance
 from tvmatch.metrics.manifold import manifold_figures
 from tvmatch.metrics.projections import sliced_wasserstein
 from tvmatch.metrics.statistics import ReferenceStatistics
-from tvmatch.sampling import METHODS, seeded_noise
+from tvmatch.sampling import METHODS, Method, seeded_noise
 from tvmatch.times import uniform_grid
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.trained import TrainedRun
@@ -49,7 +49,7 @@ class Drawer:
     """
 
     trained: TrainedRun
-    method: str
+    method: Method
     pictures_of: Callable[[Tensor], np.ndarray] | None = None
 
     def labels(self, numbers: range) -> Tensor:
@@ -59,8 +59,13 @@ class Drawer:
     def __call__(self, case: Case, numbers: range) -> Tensor:
         """uint8 [len(numbers), H, W, C], on the device where the network draws pictures itself."""
         flow = self.trained.flow
-        noise = seeded_noise(case.seed, numbers, flow.network.data_shape).to(next(flow.parameters()))
-        x = METHODS[self.method](flow, noise, self.labels(numbers), case.w, case.nfe)
+        weight = next(flow.parameters())
+
+        def noise(call: int = 0) -> Tensor:
+            return seeded_noise(case.seed, numbers, flow.network.data_shape, call).to(weight)
+
+        fresh = {"fresh": noise} if self.method == "consistency" else {}
+        x = METHODS[self.method](flow, noise(), self.labels(numbers), case.w, case.nfe, **fresh)
         return to_pictures(x) if self.pictures_of is None else torch.from_numpy(self.pictures_of(x))
 
     def grid(self, nfe: int) -> list[float]:

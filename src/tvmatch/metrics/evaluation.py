@@ -8,10 +8,9 @@ OUT/rows, OUT/unfinished, OUT/statistics.safetensors   what a run that was kille
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from tvmatch.metrics.statistics import (
     read_statistics,
 )
 from tvmatch.pictures import captioned, enlarge, save_png, tile
+from tvmatch.sampling import Method
 from tvmatch.training.checkpoint import read_header
 from tvmatch.training.config import Precision
 from tvmatch.training.engine import compute_dtype
@@ -57,7 +57,7 @@ class EvaluationPlan:
     scales: tuple[float, ...]
     samples: int
     seeds: tuple[int, ...] = (0,)
-    method: Literal["jump", "euler"] | None = None
+    method: Method | None = None
     statistics: Path | None = None
     batch_size: int = 500
     precision: Precision = "auto"
@@ -219,8 +219,3 @@ class _Gallery:
             ("nearest training pictures", enlarge(tile(np.concatenate(found), numbers.shape[1]), 64, side)),
         ]
         save_png(captioned(blocks), self.folder / f"nearest_{name}")
-
-
-def shown_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows for a terminal: figures with their deviations over seeds."""
-    return tradeoff.cells(rows)

@@ -1,0 +1,89 @@
+"""`tvmatch bench sample`."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tvmatch.cli.options import check_out, parse
+
+DESCRIPTION = """Measure sampling with random weights: images a second and milliseconds a batch, launched (eager), with
+compiled blocks, recorded as a CUDA graph, and recorded after a search among kernels (tuned, minutes)."""
+
+
+@dataclass(frozen=True)
+class BenchSampleOptions:
+    """What to measure."""
+
+    network: str = "DiT-XL/2"  # see `tvmatch presets`
+    image_size: Annotated[int, tyro.conf.arg(name="image-size")] = 32  # pixels (or latent cells) a side
+    channels: int = 4
+    classes: int = 1000
+    batch_size: Annotated[tuple[int, ...], tyro.conf.arg(name="batch-size")] = (1, 64, 256)
+    nfe: int = 1  # network calls a picture
+    w: float = 2.0  # guidance scale
+    modes: tuple[Literal["eager", "compiled", "graph", "tuned"], ...] = ()  # default: what the device can do, not tuned
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the blocks (auto: bfloat16 on a GPU)
+    commit: str = ""  # what the JSON names (default: asked of git)
+    device: str = "auto"
+    out: Path | None = None  # write the rows to this JSON file
+
+
+def command(arguments: list[str]) -> int:
+    """Measure, print a line a row, write JSON."""
+    options = parse(BenchSampleOptions, "bench sample", DESCRIPTION, arguments)
+    if not options.batch_size or min(options.batch_size) < 1 or options.nfe < 1:
+        raise ValueError(f"batch-size and nfe must be at least 1, got {list(options.batch_size)} and {options.nfe}.")
+    if options.out is not None:
+        check_out(options.out, (".json",))
+    import torch
+
+    from tvmatch import __version__
+    from tvmatch.files import write_text
+    from tvmatch.guidance import FixedGuidance
+    from tvmatch.sampling_speed import SamplingCase, measure_sampling
+    from tvmatch.training.ranks import choose_device
+
+    FixedGuidance(options.w)  # which refuses a scale that cannot work
+    device = choose_device(options.device)
+    possible = ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",)
+    modes = options.modes or possible
+    if device.type != "cuda" and {"graph", "tuned"} & set(modes):
+        raise ValueError(f"--modes {' '.join(modes)}: a recorded sampler needs a GPU, and this is {device.type}.")
+    case = SamplingCase(
+        options.network,
+        options.image_size,
+        options.channels,
+        options.classes,
+        options.nfe,
+        options.w,
+        options.precision,
+    )
+    rows = measure_sampling(case, options.batch_size, modes, device)
+    for row in rows:
+        print(
+            f"{row['mode']:>9}, batch {row['batch']:>4}, nfe {row['nfe']}: {row['images_per_second']:.1f} images/s, "
+            f"{row['milliseconds']:.2f} ms a batch (90%: {row['milliseconds_90']:.2f}), first call "
+            f"{row['first_call_seconds']:.1f} s"
+        )
+    if options.out is not None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        told = {"device": name, "torch": torch.__version__, "tvmatch": __version__}
+        told |= {"python": sys.version.split()[0], "commit": options.commit or _commit(), "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.out, json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a + if something in it has changed; None outside of one."""
+    answer = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"],
+        capture_output=True,
+        text=True,
+    )
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
