@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": ("tvmatch.cli.encode", "encode pictures into latents, for models of latents"),
     "export": ("tvmatch.cli.export", "write a trained run's weights into one plain file"),
     "import-official": ("tvmatch.cli.import_official", "read a snapshot of the official implementation"),
+    "demo": ("tvmatch.cli.demo", "a page that draws with a trained run, served or static"),
     "plot": ("tvmatch.cli.plot", "draw what the instruments of a run have shown"),
     "ablate": ("tvmatch.cli.ablate", "compare variants of the training options, with seeds"),
     "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),

@@ -1,7 +1,5 @@
 """`tvmatch sample RUN`."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -89,15 +87,10 @@ def command(arguments: list[str]) -> int:
 
 def save_folder(pictures: np.ndarray, out: Path) -> None:
     """One PNG a picture in a new folder, which appears when it is complete."""
+    from tvmatch.files import new_folder
     from tvmatch.pictures import save_png
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
+    with new_folder(out) as folder:
         for index, picture in enumerate(pictures):
-            save_png(picture if picture.shape[-1] == 3 else picture[..., 0], temporary / f"{index:06d}.png")
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            save_png(picture if picture.shape[-1] == 3 else picture[..., 0], folder / f"{index:06d}.png")

@@ -1,0 +1,143 @@
+"""The page of `tvmatch demo RUN`, by gradio. It loads nothing from elsewhere and reports to nobody."""
+
+import html
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from tvmatch.demo.drawing import EULER_STEPS, Artist
+from tvmatch.demo.request import LARGEST_SEED, MOST_CALLS, MOST_PICTURES, class_choices, read_request
+from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
+from tvmatch.training.trained import TrainedRun
+
+PICTURES_KEPT = 3600  # seconds that the files of drawn pictures stay
+FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # gradio's own come from another server
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page that is being served; `close` ends it and removes its files."""
+
+    url: str
+    close: Callable[[], None]
+
+
+def serve(artist: Artist, name: str, host: str = "127.0.0.1", port: int | None = None) -> Served:
+    """Serve the page from a thread of its own; returns once it answers. `port` None: the first free one from 7860.
+
+    Raises `OSError` for a port that is taken or a host that is not this machine's.
+    """
+    gradio = _gradio()
+    files = tempfile.TemporaryDirectory(prefix="tvmatch-demo-")
+    os.environ["GRADIO_TEMP_DIR"] = files.name
+    page = build_page(artist, name)
+    artist.warm_up()
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            theme=gradio.themes.Base(font=FONTS[0], font_mono=FONTS[1]),
+            css=".pixels img {image-rendering: pixelated}",
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+        )
+    except BaseException:
+        files.cleanup()
+        raise
+
+    def close() -> None:
+        page.close(verbose=False)
+        files.cleanup()
+
+    return Served(url, close)
+
+
+def build_page(artist: Artist, name: str) -> Any:
+    """The `gradio.Blocks` of the page; its one request is called `draw`."""
+    gradio = _gradio()
+    run = artist.run
+    whose = "the same network" if artist.beside is run else "the run beside"
+    headings = (
+        "Jumps, as many calls as asked for" if run.method == "jump" else "Euler steps, as many as asked for",
+        f"Flow matching: {EULER_STEPS} Euler steps of {whose}",
+    )
+    classed = run.flow.network.num_classes > 0
+    low, high = guidance_range(run)
+    with gradio.Blocks(
+        title=f"tvmatch: {name}", analytics_enabled=False, delete_cache=(PICTURES_KEPT, PICTURES_KEPT)
+    ) as page:
+        gradio.Markdown(f"# {html.escape(name)}\nDrawn by tvmatch. The noise on both sides is the same.")
+        with gradio.Row():
+            choices = class_choices(run)
+            chosen = gradio.Dropdown(choices, value=choices[0], label="class", visible=classed, allow_custom_value=True)
+            calls = gradio.Slider(1, MOST_CALLS, run.nfe, step=1, label="calls")
+            w = gradio.Slider(low, high, run.w, step=0.05, label="w (guidance scale)", visible=classed)
+            seed = gradio.Number(0, label="seed", precision=0, minimum=0, maximum=LARGEST_SEED)
+            pictures = gradio.Slider(1, MOST_PICTURES, 16, step=1, label="pictures")
+            compare = gradio.Checkbox(True, label=f"flow matching in {EULER_STEPS} steps beside it")
+        draw = gradio.Button("draw", variant="primary")
+        note = gradio.Markdown()
+        with gradio.Row():
+            shown = []
+            for heading in headings:
+                with gradio.Column():
+                    gradio.Markdown(f"### {heading}")
+                    picture = gradio.Image(
+                        show_label=False, format="png", interactive=False, buttons=["download"], elem_classes="pixels"
+                    )
+                    shown += [picture, gradio.Number(label="milliseconds, all pictures together", interactive=False)]
+        inputs = [chosen, calls, w, seed, pictures, compare]
+        for component in inputs:  # checked in `read_request` alone, which has a sentence for whatever comes
+            component.preprocess = lambda value: value
+
+        def answer(
+            chosen: Any, calls: Any, w: Any, seed: Any, pictures: Any, compare: Any
+        ) -> Iterator[tuple[str, np.ndarray, float, np.ndarray | None, float | None]]:
+            try:
+                request = read_request(run, chosen, calls, w, seed, pictures)
+                warnings = {run.check_w(request.w), artist.beside.check_w(request.w) if compare else None} - {None}
+                said = html.escape(" ".join(sorted(warnings)), quote=False)
+                first = artist.draw(request)
+                left = said, first.sheet, round(first.milliseconds, 2)
+                yield *left, None, None
+                if compare:
+                    second = artist.flow_matching(request)
+                    yield *left, second.sheet, round(second.milliseconds, 2)
+            except ValueError as error:
+                sentence = html.escape(str(error), quote=False)
+                raise gradio.Error(sentence, title="That cannot be drawn", print_exception=False) from None
+
+        draw.click(answer, inputs, [note, *shown], api_name="draw", concurrency_limit=1)
+    return page
+
+
+def guidance_range(run: TrainedRun) -> tuple[float, float]:
+    """The guidance scales that a slider offers: those of training, and for a single one its surroundings."""
+    match parse_guidance(run.guidance):
+        case FixedGuidance(w):
+            return min(0.5, w), max(4.0, 2 * w)
+        case UniformGuidance(low, high):
+            return low, high
+    return 1.0, 8.0
+
+
+def _gradio() -> ModuleType:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; the page needs: pip install 'tvmatch[demo]'") from error
+    return gradio

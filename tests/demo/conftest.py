@@ -1,0 +1,3 @@
+from tests.cli.conftest import _tiny_network, run
+
+__all__ = ["_tiny_network", "run"]

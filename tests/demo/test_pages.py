@@ -1,0 +1,312 @@
+"""Both pages as a visitor meets them: asked by many at once, with bad values, and in headless Chromium."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.demo.browser import Watched, chromium, served
+from tvmatch.data.source import to_pictures
+from tvmatch.demo.drawing import Artist
+from tvmatch.demo.page import Served, serve
+from tvmatch.demo.static_page import write_static_page
+from tvmatch.pictures import enlarge, tile
+from tvmatch.sampling import draw, sample
+from tvmatch.training.trained import TrainedRun, load_run
+
+pytestmark = pytest.mark.slow
+AT_ONCE = 20
+# `tvmatch demo` in a process that notes which hosts it looks up and connects to
+WATCHED = """
+import sys
+log = open(sys.argv[1], "w")
+hosts = {"socket.connect": lambda what: what[1][0], "socket.getaddrinfo": lambda what: what[0]}
+sys.addaudithook(lambda event, what: event in hosts and print(hosts[event](what), file=log, flush=True))
+from tvmatch.cli import main
+sys.exit(main(["demo", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> TrainedRun:
+    return load_run(run)
+
+
+@pytest.fixture(scope="module")
+def page(trained: TrainedRun) -> Iterator[Served]:
+    pytest.importorskip("gradio")
+    served = serve(Artist(trained, lambda x: to_pictures(x).numpy()), "bees <&> wasps")
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="module")
+def client(page: Served, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return connect(page.url, tmp_path_factory.mktemp("drawn"))
+
+
+def connect(url: str, drawn: Path) -> Any:
+    from gradio_client import Client
+
+    return Client(url, verbose=False, download_files=str(drawn), analytics_enabled=False)
+
+
+def directly(trained: TrainedRun, label: list[int], calls: int, w: float, seed: int, method: str) -> np.ndarray:
+    x = draw(trained.flow, torch.tensor(label), w, calls, seed=seed, method=method)
+    columns = int(np.ceil(np.sqrt(len(label))))
+    return enlarge(tile(to_pictures(x).numpy(), columns), 512 // columns, 8)
+
+
+def read(path: str) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_twenty_requests_at_once(client: Any, trained: TrainedRun) -> None:
+    kinds = itertools.product([1, 2, 5], [0.5, 1.5, 3.0], [0, 7, 2**53 - 1], range(3), [1, 2, 5])
+    wanted = list(itertools.islice(itertools.islice(kinds, 0, None, 11), AT_ONCE))
+    names = trained.class_names
+    jobs = [
+        client.submit(names[label], calls, w, seed, count, index % 4 == 0, api_name="/draw")
+        for index, (calls, w, seed, label, count) in enumerate(wanted)
+    ]
+    answers = [job.result(timeout=120) for job in jobs]
+    assert len(answers) == AT_ONCE
+    for index, ((calls, w, seed, label, count), answer) in enumerate(zip(wanted, answers, strict=True)):
+        note, picture, milliseconds, beside, beside_milliseconds = answer
+        np.testing.assert_array_equal(read(picture), directly(trained, [label] * count, calls, w, seed, "jump"))
+        assert milliseconds > 0
+        assert ("was not seen in training" in note) == (w != 1.5)
+        if index % 4 == 0:
+            np.testing.assert_array_equal(read(beside), directly(trained, [label] * count, 50, w, seed, "euler"))
+            assert beside_milliseconds > 0
+        else:
+            assert (beside, beside_milliseconds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((2, 1, 0, 0, 4), "w must be positive and finite (1 is no guidance), got 0."),
+        (("999", 1, 1.5, 0, 4), "no class is called '999'; there are bee, wasp, ant [x]."),
+        (("<b>", 1, 1.5, 0, 4), "no class is called '&lt;b&gt;'"),
+        (("bee", 10**6, 1.5, 0, 4), "the number of calls must be 1 to 128, got 1000000."),
+        (("bee", 1, 1.5, "seven", 4), "the seed must be a whole number from 0 to 9007199254740991, got 'seven'."),
+        (("bee", 1, 1.5, 0, 10**6), "the number of pictures must be 1 to 64, got 1000000."),
+        ((None, [], {}, None, "x"), "the number of pictures must be a whole number from 1 to 64, got 'x'."),
+    ],
+)
+def test_bad_values_get_a_sentence(
+    client: Any, capfd: pytest.CaptureFixture, values: tuple[Any, ...], message: str
+) -> None:
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError) as caught:
+        client.predict(*values, False, api_name="/draw")
+    assert message in str(caught.value)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"data": []}', b'{"data": [1]}', b"{}", b"not JSON", b'{"data": "x"}', b"[" * 10**5]
+)
+def test_bad_bodies_show_no_stack_trace(page: Served, body: bytes) -> None:
+    request = urllib.request.Request(
+        f"{page.url}gradio_api/call/draw", body, {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{page.url}gradio_api/call/draw/{event}", timeout=30) as answer:
+            text = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+    assert "Traceback" not in text
+    assert 'File "' not in text
+    assert str(Path(__file__).parents[2]) not in text
+
+
+def test_the_page_is_on_loopback_only(page: Served) -> None:
+    found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", page.url)
+    assert found is not None
+    with socket.socket() as other, pytest.raises(OSError, match="refused"):
+        other.connect(("127.0.0.2", int(found[1])))  # the same machine by another address
+    config = json.loads(urllib.request.urlopen(f"{page.url}config", timeout=30).read())
+    assert config["analytics_enabled"] is False
+
+
+def test_the_page_in_chromium(page: Served, trained: TrainedRun) -> None:
+    with chromium() as browser:
+        opened = browser.new_page(viewport={"width": 1200, "height": 950})
+        watched = Watched(opened)
+        opened.goto(page.url)
+        opened.get_by_role("button", name="draw", exact=True).click()
+        opened.locator(".pixels img").nth(1).wait_for()
+        assert opened.get_by_role("heading", name="bees <&> wasps").count() == 1
+        milliseconds = [float(field.input_value()) for field in opened.get_by_label("milliseconds").all()]
+        assert len(milliseconds) == 2
+        assert all(each > 0 for each in milliseconds)
+        source = opened.locator(".pixels img").first.get_attribute("src")
+        with urllib.request.urlopen(source, timeout=30) as answer:
+            drawn = np.asarray(Image.open(answer).convert("RGB"))
+        label = [index % 3 for index in range(16)]
+        np.testing.assert_array_equal(drawn, directly(trained, label, 1, 1.5, 0, "jump"))
+        opened.get_by_label("seed").fill("-5")
+        opened.get_by_role("button", name="draw", exact=True).click()
+        opened.get_by_text("the seed must be 0 to 9007199254740991, got -5.").wait_for()
+        assert watched.hosts == {"127.0.0.1"}
+        assert watched.complaints == []
+
+
+def test_a_port_that_is_taken(page: Served, trained: TrainedRun) -> None:
+    port = int(page.url.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(OSError, match=str(port)):
+        serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", port=port)
+
+
+def test_the_command_speaks_to_nobody_ends_on_a_signal_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED, "hosts", str(run)],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        assert line.endswith(" (Ctrl-C ends it)\n"), process.communicate()
+        connect(line.split()[0], tmp_path).predict("wasp", 1, 1.5, 0, 1, True, api_name="/draw")
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == []
+    hosts = set((tmp_path / "hosts").read_text().split())
+    assert "127.0.0.1" in hosts  # the note is taken
+    assert hosts <= {"127.0.0.1", "localhost", "None"}, hosts
+
+
+@pytest.fixture(scope="module")
+def static(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with a range of w, in a folder below the one that is served: its addresses are relative."""
+    out = tmp_path_factory.mktemp("served") / "some where" / "page"
+    write_static_page(replace(trained, guidance="1:3"), "bees <&> wasps", out, "float32")
+    return out
+
+
+def test_the_static_page_in_chromium(static: Path, trained: TrainedRun) -> None:
+    with chromium() as browser, served(static.parents[1]) as address:
+        opened = browser.new_page()
+        watched = Watched(opened)
+        opened.goto(f"{address}/some%20where/page/")
+        opened.locator("#controls").wait_for()
+        assert opened.get_by_role("heading").text_content() == "bees <&> wasps"
+        times = []
+        for name in ("wasp", "ant [x]", "bee"):
+            before = opened.get_by_role("img").screenshot()
+            opened.get_by_role("button", name=name, exact=True).click()
+            opened.get_by_role("img", name=f"16 pictures of class {name}").wait_for()
+            assert opened.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed") == "true"
+            assert opened.get_by_role("img").screenshot() != before
+            found = re.fullmatch(r"16 pictures in ([\d.]+) ms, 1 network call", opened.text_content("#time") or "")
+            assert found is not None
+            times.append(float(found[1]))
+        assert min(times) < 100
+        for change in (
+            lambda: opened.get_by_role("button", name="new noise").click(),
+            lambda: opened.get_by_label("w (guidance scale)").fill("2.5"),
+            lambda: opened.get_by_label("calls").select_option("4"),
+        ):
+            before = opened.get_by_role("img").screenshot()
+            change()
+            time.sleep(0.5)
+            assert opened.get_by_role("img").screenshot() != before
+        assert "4 network calls" in opened.text_content("#time")
+        opened.get_by_label("seed").fill("-1")
+        opened.get_by_label("seed").press("Enter")
+        opened.get_by_text("The seed must be a whole number from 0 to 4294967295.").wait_for()
+        assert watched.hosts == {"127.0.0.1"}
+        assert watched.complaints == []
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_the_browser_computes_what_pytorch_computes(static: Path, trained: TrainedRun, calls: int) -> None:
+    with chromium() as browser, served(static) as address:
+        opened = browser.new_page(bypass_csp=True)  # of the test's own evaluation; the page itself runs above
+        opened.goto(address)
+        opened.locator("#controls").wait_for()
+        noise, values = opened.evaluate(
+            """async (calls) => {
+                const size = 3 * 8 * 8, noise = new Float32Array(2 * size);
+                for (let i = 0; i < 2; i++) noise.set(normalNoise(5, i, size), i * size);
+                const values = await generate(page.session, noise, 2, [3, 8, 8], 2, 2.5, calls);
+                return [Array.from(noise), Array.from(values)];
+            }""",
+            calls,
+        )
+        x = torch.tensor(noise).reshape(2, 3, 8, 8)
+        ours = torch.tensor(values).reshape(2, 3, 8, 8)
+        torch.testing.assert_close(ours, sample(trained.flow, x, 2, 2.5, calls), rtol=1e-4, atol=1e-5)
+        # what the canvas shows is what tvmatch makes of these numbers; the picture of seed 5 comes first
+        shown = opened.evaluate(
+            """(values) => {
+                show(Float32Array.from(values), 2, [3, 8, 8]);
+                const pixels = document.getElementById("sheet").getContext("2d").getImageData(9, 0, 8, 8).data;
+                return Array.from(pixels);
+            }""",
+            values,
+        )
+        np.testing.assert_array_equal(np.array(shown, np.uint8).reshape(8, 8, 4)[..., :3], to_pictures(ours)[1].numpy())
+
+
+def test_noise_of_the_page_is_normal(static: Path) -> None:
+    from scipy.stats import kstest
+
+    with chromium() as browser, served(static) as address:
+        opened = browser.new_page(bypass_csp=True)
+        opened.goto(address)
+        opened.locator("#controls").wait_for()
+        many, again, other, seeds = opened.evaluate(
+            """() => [
+                ...[[3, 0, 20001], [3, 0, 11], [3, 1, 11]].map((each) => Array.from(normalNoise(...each))),
+                Array.from({length: 20000}, (_, seed) => normalNoise(seed, 2, 1)[0]),
+            ]"""
+        )
+    assert again == many[:11]
+    assert abs(np.corrcoef(other, again)[0, 1]) < 0.9
+    for numbers in (many, seeds):  # along a picture, and over seeds that follow one another
+        assert kstest(numbers, "norm").pvalue > 1e-3
+        assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.03
+
+
+def test_a_page_that_cannot_draw_says_so(static: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in static.iterdir():
+        (broken / path.name).symlink_to(path)
+    (broken / "model.onnx").unlink()
+    (broken / "model.onnx").write_bytes(b"no model")
+    with chromium() as browser, served(broken) as address:
+        opened = browser.new_page()
+        opened.goto(address)
+        opened.locator(".error").wait_for()
+        assert (opened.text_content("#status") or "").startswith("This page cannot draw here: ")
+        opened.goto((static / "index.html").as_uri())
+        opened.get_by_text("browsers read no models from files. Serve the folder").wait_for()
