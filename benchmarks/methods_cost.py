@@ -6,8 +6,8 @@
     python benchmarks/methods_cost.py --plot RESULTS.json   (draw only; needs matplotlib)
 
 Every step is the trainer's own (`tvmatch.training.bench`): loss, backward, clipping, AdamW, target and two evaluation
-averages; blocks compiled on a GPU (`--compile off`: not). What is compiled for one method serves the next. Written after
-each method; no method is begun after `--budget` seconds, and a second call goes on with those that are missing.
+averages; blocks compiled on a GPU (`--compile off`: not). What is compiled for one method serves the next. Written
+after each method; no method is begun after `--budget` seconds, and a second call goes on with those that are missing.
 """
 
 import argparse
@@ -69,7 +69,9 @@ def measure(options: argparse.Namespace) -> dict:
         row["forward_passes"] = forward_passes(method, guided=float(options.guidance) != 1)
         result["rows"].append(row)
         memory = "" if row["peak_gib"] is None else f", {row['peak_gib']:.1f} GiB"
-        print(f"{method:>26}: {row['milliseconds']:.1f} ms{memory}, first step {row['compile_seconds']:.0f} s", flush=True)
+        print(
+            f"{method:>26}: {row['milliseconds']:.1f} ms{memory}, first step {row['compile_seconds']:.0f} s", flush=True
+        )
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.out, json.dumps(relative(result), indent=1) + "\n")
     return result

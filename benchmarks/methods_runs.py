@@ -1,0 +1,213 @@
+"""What methods_2d.py and methods_digits.py share: equal training of every method, in processes.
+
+A budget in seconds is of CPU time (`time.process_time`) of a process with one thread: other processes on the machine do
+not shorten it, unless they slow the core itself. Rows are kept in one JSON file, written after each; a second call with
+the same options does the rows that are missing.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvmatch.files import write_text
+from tvmatch.flow_map import FlowMap
+from tvmatch.objectives import MeanFlow, Objective
+from tvmatch.training.bench import FORWARD_PASSES
+from tvmatch.training.build import build_objective
+from tvmatch.training.config import TrainConfig
+from tvmatch.training.ema import EvaluationEma, move_towards
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective by its name, and what differs from its own settings."""
+
+    objective: str
+    target_ema: float | None = None  # None: as the command says
+    plain: bool = False  # MeanFlow without its adaptive weight
+
+    def build(self, flow: FlowMap, guidance: str) -> Objective:
+        objective = build_objective(TrainConfig(objective=self.objective, guidance=guidance), flow)
+        if self.plain:
+            assert isinstance(objective, MeanFlow)
+            objective.power = 0.0
+        return objective
+
+
+METHODS = {name: Method(name) for name in FORWARD_PASSES}
+VARIANTS = {
+    "terminal-velocity, target 0.9": Method("terminal-velocity", target_ema=0.9),
+    "terminal-velocity, target 0.99": Method("terminal-velocity", target_ema=0.99),
+    "mean-flow, no adaptive weight": Method("mean-flow", plain=True),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every method is trained: until `seconds` of CPU time or `steps` are done."""
+
+    seconds: float | None = 20.0
+    steps: int | None = None
+    batch: int = 256
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    ema: float = 0.95  # decay of the weights that are judged
+    target_ema: float = 0.95  # decay of the target, for methods that have one
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.steps is None):
+            raise ValueError(f"give seconds or steps, not both or none: {self.seconds} and {self.steps}.")
+
+    def __call__(
+        self, method: Method, objective: Objective, draw: Callable[[int], tuple[Tensor, Tensor]], seed: int
+    ) -> tuple[FlowMap, dict[str, Any]]:
+        """Train on batches of `draw(step)`; the judged average, and what the training was."""
+        flow, step = objective.flow, 0
+        objective(*draw(0)).loss.backward()  # what a process does once is no part of the training
+        began = time.process_time()
+        ema = EvaluationEma(flow, (self.ema,))
+        parameters = list(objective.trained().values())
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
+        target_ema = self.target_ema if method.target_ema is None else method.target_ema
+        while (done := self.progress(step, began)) < 1:
+            for group in optimizer.param_groups:  # a short warm-up; in the second half a fall to zero
+                group["lr"] = self.learning_rate * min(1.0, (step + 1) / self.warmup, 2 * (1 - done))
+            objective.advance(done)
+            objective.seed(seed * 1_000_003 + step)
+            optimizer.zero_grad()
+            loss = objective(*draw(step)).loss
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            if not bool(norm.isfinite()):
+                raise RuntimeError(f"{method}: loss {float(loss)} and gradient norm {float(norm)} at step {step}.")
+            optimizer.step()
+            step += 1
+            moving = ema.at(step)
+            move_towards(moving if objective.target is None else [*moving, (objective.target, target_ema)], flow)
+        return ema.flows[self.ema], {"steps": step, "seconds": time.process_time() - began}
+
+    def progress(self, step: int, began: float) -> float:
+        """The share of the budget that is used."""
+        if self.seconds is not None:
+            return (time.process_time() - began) / self.seconds
+        return step / self.steps
+
+
+def add_options(parser: argparse.ArgumentParser, seconds: float, out: Path, data: Sequence[str] = ()) -> None:
+    """The options of both commands."""
+    training = Training()
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--seconds", type=float, help=f"CPU time of each training (default {seconds:g})")
+    budget.add_argument("--steps", type=int, help="steps of each training, in place of seconds")
+    parser.set_defaults(default_seconds=seconds)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--wall", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--batch", type=int, default=training.batch)
+    parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
+    parser.add_argument("--ema", type=float, default=training.ema, help="decay of the weights that are judged")
+    parser.add_argument("--target-ema", type=float, default=training.target_ema, help="of methods with a target")
+    names = [*METHODS, *VARIANTS]
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="NAME")
+    if data:
+        parser.add_argument("--data", nargs="+", choices=data, default=list(data))
+    parser.add_argument("--note", default="", help="kept in the results")
+    parser.add_argument("--commit", default="", help="kept in the results")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--plot", type=Path, metavar="RESULTS", help="draw these results and train nothing")
+
+
+def training_of(options: argparse.Namespace) -> Training:
+    """The training that the options describe."""
+    seconds = None if options.steps else options.seconds or options.default_seconds
+    return Training(
+        seconds=seconds,
+        steps=options.steps,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        ema=options.ema,
+        target_ema=options.target_ema,
+    )
+
+
+def told(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """What was asked for and on what machine; results of another kind are not continued."""
+    training = training_of(options)
+    return {
+        "machine": f"{_processor()}, 1 thread a run, torch {torch.__version__}",
+        "training": vars(training) | {"learning_rate": training.learning_rate},
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def run_all(
+    jobs: Sequence[dict[str, Any]],
+    measure: Callable[[dict[str, Any], argparse.Namespace], dict[str, Any]],
+    options: argparse.Namespace,
+    head: dict[str, Any],
+) -> dict[str, Any]:
+    """`measure` every job that `options.out` does not hold, in `options.workers` processes; all rows with `head`."""
+    result = {**head, "note": options.note, "commit": options.commit, "planned_runs": len(jobs), "runs": []}
+    if options.out.exists():
+        before = json.loads(options.out.read_text())
+        if {name: before.get(name) for name in head} != json.loads(json.dumps(head)):
+            raise SystemExit(f"{options.out} holds results of other options or another machine; give another --out.")
+        result["runs"] = before["runs"]
+    have = [{name: row.get(name) for name in jobs[0]} for row in result["runs"]]
+    missing = [job for job in jobs if job not in have]
+    print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them there already", flush=True)
+    began, waiting, failed = time.perf_counter(), list(missing), 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {}
+        while waiting or running:
+            while waiting and len(running) < options.workers and time.perf_counter() - began < options.wall:
+                job = waiting.pop(0)
+                running[pool.submit(measure, job, options)] = job
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                if (error := future.exception()) is not None:
+                    failed += 1
+                    print(f"{job} failed: {error!r}", flush=True)
+                    continue
+                row = future.result()
+                result["runs"].append(row)
+                write_text(options.out, json.dumps(result, indent=1) + "\n")
+                done = len(missing) - len(waiting) - len(running)
+                left = (time.perf_counter() - began) / done * (len(missing) - done)
+                print(f"{done}/{len(missing)} {' '.join(map(str, row.values()))}, {left:.0f} s left", flush=True)
+    if waiting:
+        print(f"{len(waiting)} runs left out after {options.wall:g} s; the same command goes on")
+    if failed:
+        raise SystemExit(f"{failed} runs failed; the same command tries them again")
+    return result
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
+    """Of the values of several seeds; the deviation of one is None."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "deviation": deviation, "seeds": len(values)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
