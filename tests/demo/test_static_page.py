@@ -1,4 +1,4 @@
-"""The folder of the static page, without tracing the network and without onnxruntime-web; `test_pages.py` has both."""
+"""The folder of the static page, with stand-ins for the network and onnxruntime-web."""
 
 import gzip
 import json

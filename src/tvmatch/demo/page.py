@@ -84,6 +84,7 @@ def build_page(artist: Artist, name: str) -> Any:
             chosen = gradio.Dropdown(choices, value=choices[0], label="class", visible=classed, allow_custom_value=True)
             calls = gradio.Slider(1, MOST_CALLS, run.nfe, step=1, label="calls")
             w = gradio.Slider(low, high, run.w, step=0.05, label="w (guidance scale)", visible=classed)
+        with gradio.Row():
             seed = gradio.Number(0, label="seed", precision=0, minimum=0, maximum=LARGEST_SEED)
             pictures = gradio.Slider(1, MOST_PICTURES, 16, step=1, label="pictures")
             compare = gradio.Checkbox(True, label=f"flow matching in {EULER_STEPS} steps beside it")
@@ -94,10 +95,11 @@ def build_page(artist: Artist, name: str) -> Any:
             for heading in headings:
                 with gradio.Column():
                     gradio.Markdown(f"### {heading}")
+                    spent = gradio.Number(label="milliseconds, all pictures together", interactive=False)
                     picture = gradio.Image(
                         show_label=False, format="png", interactive=False, buttons=["download"], elem_classes="pixels"
                     )
-                    shown += [picture, gradio.Number(label="milliseconds, all pictures together", interactive=False)]
+                    shown += [picture, spent]
         inputs = [chosen, calls, w, seed, pictures, compare]
         for component in inputs:  # checked in `read_request` alone, which has a sentence for whatever comes
             component.preprocess = lambda value: value
