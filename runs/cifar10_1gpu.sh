@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Class-conditional CIFAR-10 on one GPU in so many minutes, and its figures.
+#
+#   bash runs/cifar10_1gpu.sh OUT DATA FEATURES [OBJECTIVE]
+#
+#   DATA      cifar10_train.npz (images, labels)         FEATURES  inception.pt, the network of published FIDs
+#   OBJECTIVE terminal-velocity (default), mean-flow, flow-matching, or another of docs/methods.md
+#
+# MINUTES (7) counts everything of the training: Python's start, compiling, both phases, saving. The first WARM minutes of
+# them train flow matching (the boundary term alone: a step is some three times cheaper), the rest starts from its
+# averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. The learning rate falls to zero over the
+# last DECAY of each phase's time. Interrupted, the same command continues; more MINUTES continue a run that is done.
+#
+# EMAS: every average is scored with CHOOSE samples in one call, and the best one with SAMPLES and NFE and W. Figures,
+# samples, config and log go to RESULTS (default OUT/results), without weights. STAGES says what is done now.
+#
+#   420 seconds, DiT-S/4, as in the comparison with the official code:   MINUTES=7 bash runs/cifar10_1gpu.sh ...
+#   25 minutes:                                   MINUTES=25 NETWORK=DiT-S/2 WARM=8 bash runs/cifar10_1gpu.sh ...
+#
+# Expected: nothing yet. What was measured is in docs/evaluation.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=${1:?give a folder for the run}
+DATA=${2:?give cifar10_train.npz}
+FEATURES=${3:?give inception.pt}
+OBJECTIVE=${4:-terminal-velocity}
+TVMATCH=${TVMATCH:-python3 -m tvmatch}
+RESULTS=${RESULTS:-$OUT/results}
+STAGES=${STAGES:-train evaluate}
+MINUTES=${MINUTES:-7} WARM=${WARM:-2} DECAY=${DECAY:-0.5} WARM_DECAY=${WARM_DECAY:-0}
+NETWORK=${NETWORK:-DiT-S/4} BATCH=${BATCH:-1024} LR=${LR:-1e-3} WARM_LR=${WARM_LR:-$LR} W=${W:-1.5} SEED=${SEED:-0}
+EMAS=${EMAS:-0.99 0.995 0.998 0.999} WARM_EMA=${WARM_EMA:-0.995} TARGET_EMA=${TARGET_EMA:-0.99}
+SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-10000} NFE=${NFE:-1 2 4} EVALUATE_W=${EVALUATE_W:-$W} SEEDS=${SEEDS:-0}
+STATISTICS=${STATISTICS:-$(dirname "$OUT")/cifar10_statistics.safetensors}
+EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
+mkdir -p "$OUT" "$RESULTS"
+
+# seconds of training wall time until now, over all interrupted attempts
+spent() { cat "$OUT/seconds" 2>/dev/null || echo 0; }
+
+phase() { # folder, minutes of this phase, options: one `tvmatch train`; its wall time is added to the file
+    local run=$1 minutes=$2 began=$SECONDS code=0
+    shift 2
+    $TVMATCH train --run "$run" --data "$DATA" --network "$NETWORK" --batch-size "$BATCH" --guidance "$W" --flip \
+        --minutes "$minutes" --steps 10000000 --seed "$SEED" --clip-gradient 1 \
+        --log-every 20 --sample-every 0 --checkpoint-every "${CHECKPOINT:-2000}" --keep-checkpoints 1 "$@" || code=$?
+    echo $(($(spent) + SECONDS - began)) > "$OUT/seconds"
+    return $code
+}
+
+if [[ " $STAGES " == *" train "* ]]; then
+    OPTIONS=()
+    [[ $OBJECTIVE == flow-matching || $WARM == 0 ]] || {
+        [[ -f $OUT/warm/done ]] || { # the start of Python and the last save count too: some START seconds
+            phase "$OUT/warm" "$(python3 -c "print(max($WARM - ${START:-12} / 60, 0.01))")" --objective flow-matching \
+                --learning-rate "$WARM_LR" --decay-share "$WARM_DECAY" --warmup-steps 200 --evaluation-ema "$WARM_EMA"
+            touch "$OUT/warm/done"
+        }
+        OPTIONS+=(--initial "$OUT/warm")
+    }
+    # what is left after the first phase, as its clock on the wall says; a run that goes on keeps its own clock
+    [[ -f $OUT/minutes && -d $OUT/run && $(cut -d' ' -f1 "$OUT/minutes") == "$MINUTES" ]] ||
+        echo "$MINUTES $(python3 -c "print(max($MINUTES - ($(cat "$OUT/warm_seconds" 2>/dev/null || spent) + ${START:-12}) / 60, 0.01))")" > "$OUT/minutes"
+    [[ -f $OUT/warm_seconds ]] || spent > "$OUT/warm_seconds"
+    [[ $OBJECTIVE == flow-matching || $OBJECTIVE == mean-flow ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
+    phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" --objective "$OBJECTIVE" --learning-rate "$LR" \
+        --decay-share "$DECAY" --warmup-steps "${WARMUP_STEPS:-100}" --evaluation-ema $EMAS "${OPTIONS[@]}" $EXTRA
+    echo "trained: $(spent) s of wall time, $MINUTES minutes were given" | tee "$RESULTS/time.txt"
+fi
+
+if [[ " $STAGES " == *" evaluate "* ]]; then
+    [[ -f $STATISTICS ]] || $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
+    SCORE="$TVMATCH evaluate $OUT/run --features $FEATURES --statistics $STATISTICS --w $EVALUATE_W"
+    [[ -s $OUT/best_ema ]] || {
+        CALLS=1
+        [[ $OBJECTIVE != flow-matching ]] || CALLS=${NFE##* }
+        for ema in $EMAS; do
+            $SCORE --ema "$ema" --nfe "$CALLS" --samples "$CHOOSE" --out "$OUT/choose/ema_$ema.json"
+        done
+        python3 - "$OUT/choose" > "$OUT/best_ema.tmp" <<'PYTHON'
+import json, pathlib, sys
+found = {}
+for path in pathlib.Path(sys.argv[1]).glob("ema_*.json"):
+    found[min(row["frechet"] for row in json.loads(path.read_text())["rows"])] = path.stem.removeprefix("ema_")
+for distance, ema in sorted(found.items()):
+    print(f"average {ema}: Frechet {distance:.3f}", file=sys.stderr)
+print(found[min(found)])
+PYTHON
+        mv "$OUT/best_ema.tmp" "$OUT/best_ema"
+    }
+    $SCORE --ema "$(cat "$OUT/best_ema")" --nfe $NFE --samples "$SAMPLES" --seeds $SEEDS --out "$OUT/evaluation.json"
+fi
+
+# what may go into the repository: no weights, no tables by time
+cp "$OUT"/run/config.yaml "$RESULTS/"
+[[ ! -f $OUT/warm/config.yaml ]] || cp "$OUT/warm/config.yaml" "$RESULTS/warm_config.yaml"
+[[ ! -f $OUT/evaluation.json ]] || cp "$OUT/evaluation.json" "$OUT/evaluation"/*.png "$OUT/evaluation/table.md" "$RESULTS/"
+for phase in warm run; do
+    [[ ! -f $OUT/$phase/metrics.jsonl ]] || python3 - "$OUT/$phase/metrics.jsonl" > "$RESULTS/${phase}_metrics.jsonl" <<'PYTHON'
+import json, sys
+for line in open(sys.argv[1]):
+    print(json.dumps({k: v for k, v in json.loads(line).items() if not isinstance(v, dict | list)}))
+PYTHON
+done
+for choice in "$OUT"/choose/*.json; do [[ ! -f $choice ]] || cp "$choice" "$RESULTS/choose_$(basename "$choice")"; done
+echo "results: $RESULTS"
