@@ -58,7 +58,9 @@ def test_optional_packages_are_not_imported(modules: str, of_torch: set[str]) ->
 
 def test_opening_a_run_and_exporting_it_do_without_distributed_checkpoints() -> None:
     """They take about 2 s to import, and only training needs them."""
-    found = imported_modules("tvmatch.training.trained, tvmatch.training.export, tvmatch.integrations.onnx")
+    found = imported_modules(
+        "tvmatch.training.trained, tvmatch.training.export, tvmatch.integrations.onnx, tvmatch.devices, tvmatch.pictures"
+    )
     for slow in ("torch.distributed.checkpoint", "torch.distributed.tensor", "torch.distributed.fsdp", "rich.progress"):
         assert slow not in found
     assert "torch.distributed.checkpoint" in imported_modules("tvmatch.training.saving")

@@ -26,12 +26,13 @@ from tvmatch.data.arrays import source_from_arrays
 from tvmatch.data.digits import digits_source
 from tvmatch.data.prefetch import Prefetcher
 from tvmatch.data.source import DataError
+from tvmatch.devices import choose_device
 from tvmatch.networks.duals import TangentError
 from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, read_header, remove
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.loop import TrainingError, _Run, step_seed, train
 from tvmatch.training.preparing import prepare
-from tvmatch.training.ranks import Ranks, choose_device
+from tvmatch.training.ranks import Ranks
 from tvmatch.training.run_folder import MetricsFile, RunFolderError, read_config
 from tvmatch.training.trained import load_run
 

@@ -49,9 +49,10 @@ def command(arguments: list[str]) -> int:
         raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")
     import torch
 
+    from tvmatch.devices import choose_device
     from tvmatch.files import write_text
     from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
-    from tvmatch.training.ranks import Ranks, choose_device
+    from tvmatch.training.ranks import Ranks
 
     device = choose_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -43,10 +43,10 @@ def command(arguments: list[str]) -> int:
     import torch
 
     from tvmatch import __version__
+    from tvmatch.devices import choose_device
     from tvmatch.files import write_text
     from tvmatch.guidance import FixedGuidance
     from tvmatch.sampling_speed import SamplingCase, measure_sampling
-    from tvmatch.training.ranks import choose_device
 
     FixedGuidance(options.w)  # which refuses a scale that cannot work
     device = choose_device(options.device)

@@ -45,7 +45,7 @@ def _serve(options: DemoOptions) -> int:
     from tvmatch.data.latent_space import picture_maker
     from tvmatch.demo.drawing import Artist
     from tvmatch.demo.page import serve
-    from tvmatch.training.ranks import choose_device
+    from tvmatch.devices import choose_device
     from tvmatch.training.trained import load_run
 
     if options.port is not None and not 1 <= options.port <= 65535:

@@ -92,9 +92,9 @@ def _in_features(options: EvaluateOptions, out: Path) -> int:
 
 
 def _in_pixels(options: EvaluateOptions, out: Path) -> int:
+    from tvmatch.devices import choose_device
     from tvmatch.files import write_text
     from tvmatch.metrics.report import evaluate_run
-    from tvmatch.training.ranks import choose_device
     from tvmatch.training.trained import load_run
 
     defaults = EvaluateOptions(options.run)

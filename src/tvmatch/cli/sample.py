@@ -34,10 +34,10 @@ def command(arguments: list[str]) -> int:
     """Draw samples and write them where asked."""
     options = parse(SampleOptions, "sample", "Draw pictures with a trained run.", arguments)
     from tvmatch.data.latent_space import picture_maker
+    from tvmatch.devices import choose_device
     from tvmatch.files import replacing
     from tvmatch.pictures import enlarge, save_png, tile
     from tvmatch.sampling import draw
-    from tvmatch.training.ranks import choose_device
     from tvmatch.training.trained import load_run
 
     for name in ("count", "nfe", "batch_size"):

@@ -1,7 +1,6 @@
 """From a trained run to the folder of a pipeline, compared with the run before it gets its name."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from tvmatch.integrations.diffusers.codec import TVMatchTinyCodec
 from tvmatch.integrations.diffusers.pipeline import TVMatchPipeline
 from tvmatch.integrations.diffusers.scheduler import TVMatchScheduler
 from tvmatch.integrations.diffusers.transformer import TVMatchTransformer
-from tvmatch.networks.dit import DiT
 from tvmatch.pictures import enlarge, save_png, tile
 from tvmatch.sampling import METHODS, seeded_noise
+from tvmatch.training.header import network_to_header
 from tvmatch.training.trained import TrainedRun
 
 PICTURE = "samples.png"
@@ -43,9 +42,9 @@ class DiffusersReport:
 def build_pipeline(trained: TrainedRun, codec: Codec | None) -> TVMatchPipeline:
     """The pipeline of a trained run, on the CPU; `codec` is that of its latents."""
     flow = trained.flow.cpu()
-    if not isinstance(flow.network, DiT):
-        raise ValueError("a network for points draws no pictures; only DiTs can be exported to diffusers.")
-    transformer = TVMatchTransformer(dataclasses.asdict(flow.network.config), flow.scaled)
+    if len(flow.network.data_shape) != 3:
+        raise ValueError("a network for points draws no pictures, so it cannot be exported to diffusers.")
+    transformer = TVMatchTransformer(network_to_header(flow.network.config), flow.scaled)
     transformer.flow.load_state_dict(flow.state_dict())
     space = trained.latent_space
     pipeline = TVMatchPipeline(

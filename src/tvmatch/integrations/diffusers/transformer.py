@@ -26,7 +26,7 @@ class SafetensorsModel(ModelMixin, ConfigMixin):
 class TVMatchTransformer(SafetensorsModel):
     """w F(x, t, s, class, w), the mean velocity of the jump from time t down to s; the velocity itself at s = t.
 
-    network  the fields of `DiTConfig`, as a checkpoint's header holds them
+    network  the network's configuration, as a checkpoint's header holds it
     scaled   whether the network's output is multiplied by w
     """
 
