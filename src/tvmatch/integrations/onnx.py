@@ -75,8 +75,8 @@ def export_onnx(trained: TrainedRun, out: Path, weights: Weights = "float32") ->
         raise ValueError(f"weights must be {', '.join(get_args(Weights))}, got {weights!r}.")
     if trained.method == "consistency":
         raise ValueError(
-            f"a model of {trained.objective} needs fresh noise between its calls, which the exported step does not draw; "
-            "models of the other objectives can be exported."
+            f"a model of {trained.objective} needs fresh noise between its calls, which the exported step does not "
+            "draw; models of the other objectives can be exported."
         )
     onnx, runtime = _libraries()
     trained.flow.cpu().eval()
