@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tvmatch.cli.options import parse
-from tvmatch.networks.presets import NETWORKS, build_network, network_config
+from tvmatch.networks.presets import NETWORKS, UNETS, build_network, network_config
 from tvmatch.training.recipes import RECIPES
 
 
@@ -38,6 +38,14 @@ def command(arguments: list[str]) -> int:
         table.add_row(
             name, *map(str, (size.hidden_size, size.depth, size.num_heads, patch, tokens)), f"{parameters / 1e6:.1f} M"
         )
+    for name, unet in UNETS.items():
+        if options.image_size % 2 ** (len(unet.multipliers) - 1):
+            continue
+        with torch.device("meta"):
+            shape = network_config(name, options.image_size, options.channels, options.classes)
+            parameters = sum(p.numel() for p in build_network(shape).parameters())
+        widths = "-".join(str(unet.base_channels * multiplier) for multiplier in unet.multipliers)
+        table.add_row(name, widths, str(unet.blocks), "", "", "", f"{parameters / 1e6:.1f} M")
     Console().print(table)
     print("Recipes, for `tvmatch train --recipe NAME`:")
     for name, recipe in RECIPES.items():

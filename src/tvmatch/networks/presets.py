@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tvmatch.networks.base import Network
 from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.networks.mlp import MLP, MLPConfig
+from tvmatch.networks.unet import UNet, UNetConfig
 
 
 class Size(NamedTuple):
@@ -16,6 +17,15 @@ class Size(NamedTuple):
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
+
+
+class UNetSize(NamedTuple):
+    """What a preset fixes of a U-Net; `attended` are the levels with self-attention, 0 the full resolution."""
+
+    base_channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attended: tuple[int, ...]
 
 
 SIZES = {
@@ -29,9 +39,14 @@ SIZES = {
 POINTS = re.compile(r"MLP-(\d+)x(\d+)")
 PATCH_SIZES = (1, 2, 4, 8)
 NETWORKS = {f"DiT-{size}/{patch}": (SIZES[size], patch) for size in SIZES for patch in PATCH_SIZES}
+UNETS = {
+    "UNet-Tiny": UNetSize(base_channels=32, multipliers=(1, 2), blocks=1, attended=(1,)),
+    "UNet-CIFAR": UNetSize(base_channels=128, multipliers=(1, 2, 2), blocks=3, attended=(1, 2)),
+}
+NetworkConfig = DiTConfig | MLPConfig | UNetConfig
 
 
-def network_config(preset: str, image_size: int, channels: int, num_classes: int) -> DiTConfig | MLPConfig:
+def network_config(preset: str, image_size: int, channels: int, num_classes: int) -> NetworkConfig:
     """The configuration of a named preset for pictures [channels, image_size, image_size] of `num_classes` classes
     (0: unconditional); `MLP-128x3` is a network of hidden size 128 and depth 3 for points, which are pictures of size 1
     with a channel for each coordinate. `ValueError` if there is no such preset, or it does not fit the data."""
@@ -39,9 +54,15 @@ def network_config(preset: str, image_size: int, channels: int, num_classes: int
         if image_size != 1:
             raise ValueError(f"{preset} is a network for points, not for pictures of {image_size} pixels a side.")
         return MLPConfig(channels, num_classes, hidden_size=int(mlp[1]), depth=int(mlp[2]), as_pictures=True)
+    if preset in UNETS:
+        size = UNETS[preset]
+        sides = [image_size // 2**level for level in range(len(size.multipliers))]
+        attention = tuple(sides[level] for level in size.attended)
+        return UNetConfig(image_size, channels, num_classes, *size[:3], attention=attention)
     if preset not in NETWORKS:
-        near = difflib.get_close_matches(preset, NETWORKS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(NETWORKS)}."
+        names = [*NETWORKS, *UNETS]
+        near = difflib.get_close_matches(preset, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
         raise ValueError(f"no network is called {preset!r}; {hint}")
     size, patch_size = NETWORKS[preset]
     return DiTConfig(
@@ -49,11 +70,13 @@ def network_config(preset: str, image_size: int, channels: int, num_classes: int
     )
 
 
-def build_network(config: DiTConfig | MLPConfig) -> Network:
+def build_network(config: NetworkConfig) -> Network:
     """A freshly initialised network of the given shape."""
     match config:
         case DiTConfig():
             return DiT(config)
         case MLPConfig():
             return MLP(config)
+        case UNetConfig():
+            return UNet(config)
     raise TypeError(f"no network has a configuration of type {type(config).__name__}.")

@@ -8,6 +8,8 @@ import torch
 
 from tvmatch.networks.dit import DiTConfig
 from tvmatch.networks.mlp import MLPConfig
+from tvmatch.networks.presets import NetworkConfig
+from tvmatch.networks.unet import UNetConfig
 from tvmatch.training.checkpoint import CheckpointError
 
 
@@ -31,14 +33,16 @@ def check_same_names(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.
             )
 
 
-def network_to_header(config: DiTConfig | MLPConfig) -> dict[str, Any]:
+def network_to_header(config: NetworkConfig) -> dict[str, Any]:
     """The network's configuration as JSON values."""
     return dataclasses.asdict(config)
 
 
-def network_from_header(values: Any, source: str) -> DiTConfig | MLPConfig:
-    """The network's configuration from a checkpoint's header; that of a network for points says its `dimension`."""
+def network_from_header(values: Any, source: str) -> NetworkConfig:
+    """The network's configuration from a checkpoint's header; that of a network for points says its `dimension`, that
+    of a U-Net its `base_channels`."""
     try:
-        return MLPConfig(**values) if "dimension" in values else DiTConfig(**values)
+        kind = MLPConfig if "dimension" in values else UNetConfig if "base_channels" in values else DiTConfig
+        return kind(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source} describes a network that this version does not know: {error}") from error
