@@ -70,7 +70,7 @@ def build_page(artist: Artist, name: str) -> Any:
     run = artist.run
     whose = "the same network" if artist.beside is run else "the run beside"
     headings = (
-        "Jumps, as many calls as asked for" if run.method == "jump" else "Euler steps, as many as asked for",
+        "Euler steps, as many as asked for" if run.method == "euler" else "Jumps, as many calls as asked for",
         f"Flow matching: {EULER_STEPS} Euler steps of {whose}",
     )
     classed = run.flow.network.num_classes > 0
