@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from tvmatch.checks import check_data, check_guidance, check_labels
 from tvmatch.flow_map import FlowMap
-from tvmatch.networks.layers import Linear
+from tvmatch.networks.layers import FeedForward, Linear
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.times import check_grid, uniform_grid
 
@@ -17,11 +18,47 @@ COMPILED_VARIANTS = 64
 WARM_CALLS = 3  # before recording: everything must be compiled and allocated
 
 
+@torch.library.custom_op("tvmatch::linear_gelu", mutates_args=())
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """gelu(x W^T + b) in its tanh approximation; on a GPU the matrix product applies it to what it writes.
+
+    An operator of its own, because the compiler would take the two apart again.
+    """
+    if not x.is_cuda:
+        return functional.gelu(functional.linear(x, weight, bias), approximate="tanh")
+    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
+    return rows.view(*x.shape[:-1], len(bias))
+
+
+@linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(bias))
+
+
+class FusedFeedForward(nn.Module):
+    """A `FeedForward` for drawing: its GELU inside the first product."""
+
+    def __init__(self, plain: FeedForward) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = plain.fc1, plain.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.fc1.weight.dtype
+        return self.fc2(linear_gelu(x.to(dtype), self.fc1.weight, self.fc1.bias))
+
+
 def ready_to_draw(
-    flow: FlowMap, dtype: torch.dtype | None = None, compiled: bool = False, tuned: bool = False
+    flow: FlowMap,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+    fused: bool = False,
+    tuned: bool = False,
 ) -> FlowMap:
-    """A copy of `flow` without gradients, whose blocks compute in `dtype` with weights cast once; with `compiled`,
-    each kind of block compiled, with `tuned` after a search among kernels of the compiler's own (minutes).
+    """A copy of `flow` without gradients, whose blocks compute in `dtype` with weights cast once.
+
+    compiled  compile each kind of block
+    fused     GELU inside the matrix product before it
+    tuned     compile after a search among kernels of the compiler's own (minutes)
 
     Times, the residual stream and the final layer keep the dtype of the weights, as in training. `ValueError` for a
     network without equal blocks.
@@ -35,6 +72,9 @@ def ready_to_draw(
         for layer in network.blocks.modules():
             if isinstance(layer, Linear):
                 layer.to(dtype)
+    if fused:
+        for block in network.blocks:
+            block.mlp = FusedFeedForward(block.mlp)
     if compiled or tuned:
         # PyTorch counts the variants of all blocks together, one for each size of batch, and would stop at 8
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)

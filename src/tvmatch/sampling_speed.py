@@ -1,8 +1,13 @@
-"""What drawing costs: images a second and milliseconds a batch, launched, compiled, and recorded as a CUDA graph."""
+"""What drawing costs: images a second and milliseconds a batch, launched, compiled, and recorded as a CUDA graph.
+
+eager     launched from Python, kernel by kernel       compiled  the same with compiled blocks
+graph     compiled, and recorded as a CUDA graph       fused     graph, with GELU inside the matrix product
+tuned     graph, after a search among the compiler's own kernels
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +21,9 @@ from tvmatch.sampling import sample
 from tvmatch.training.config import Precision
 from tvmatch.training.engine import compute_dtype
 
-Mode = Literal["eager", "compiled", "graph", "tuned"]
-MODES: tuple[Mode, ...] = ("eager", "compiled", "graph", "tuned")
+Mode = Literal["eager", "compiled", "graph", "fused", "tuned"]
+MODES: tuple[Mode, ...] = ("eager", "compiled", "graph", "fused", "tuned")
+RECORDED: tuple[Mode, ...] = ("graph", "fused", "tuned")
 TOLERANCE = 3e-2  # relative, of 16-bit samples between a compiled or recorded call and a launched one
 CALLS, SECONDS = 100, 3.0  # timed: so many calls, or as many as fit
 
@@ -51,16 +57,16 @@ def random_flow(case: SamplingCase, device: torch.device) -> FlowMap:
 
 def measure_sampling(
     case: SamplingCase, batches: Sequence[int], modes: Sequence[Mode], device: torch.device
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row for every mode and size of batch. `RuntimeError` if a compiled or recorded call draws something else than a
     launched one does."""
     dtype = compute_dtype(case.precision, device)
     flow = random_flow(case, device)
     expected: dict[int, Tensor] = {}
     inputs = {batch: _inputs(case, batch, device) for batch in batches}
-    rows = []
     for mode in (mode for mode in MODES if mode in modes or mode == "eager"):
-        ready = ready_to_draw(flow, dtype, compiled=mode in ("compiled", "graph"), tuned=mode == "tuned")
+        compiled = mode in ("compiled", "graph", "fused")
+        ready = ready_to_draw(flow, dtype, compiled, fused=mode == "fused", tuned=mode == "tuned")
         for batch in batches:
             began = time.perf_counter()
             draw = _drawer(mode, ready, case, batch)
@@ -71,15 +77,14 @@ def measure_sampling(
                 expected[batch] = drawn
             _require_same(drawn - inputs[batch][0], expected[batch] - inputs[batch][0], mode, batch)
             if mode in modes:
-                rows.append(_measured(draw, inputs[batch], device) | {"first_call_seconds": first})
-                rows[-1] |= {"mode": mode, "batch": batch, "nfe": case.nfe, "network": case.network}
-                rows[-1] |= {"data": f"{case.channels}x{case.image_size}x{case.image_size}"}
-                rows[-1] |= {"precision": str(dtype or torch.float32).removeprefix("torch.")}
-    return rows
+                row = {"network": case.network, "data": f"{case.channels}x{case.image_size}x{case.image_size}"}
+                row |= {"mode": mode, "batch": batch, "nfe": case.nfe, "first_call_seconds": first}
+                row |= {"precision": str(dtype or torch.float32).removeprefix("torch.")}
+                yield row | _measured(draw, inputs[batch], device)
 
 
 def _drawer(mode: Mode, ready: FlowMap, case: SamplingCase, batch: int) -> Callable[[Tensor, Tensor], Tensor]:
-    if mode in ("graph", "tuned"):
+    if mode in RECORDED:
         return RecordedSampler(ready, batch, case.w, case.nfe)
     return lambda noise, label: sample(ready, noise, label, case.w, case.nfe)
 

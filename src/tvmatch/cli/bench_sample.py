@@ -12,7 +12,8 @@ import tyro
 from tvmatch.cli.options import check_out, parse
 
 DESCRIPTION = """Measure sampling with random weights: images a second and milliseconds a batch, launched (eager), with
-compiled blocks, recorded as a CUDA graph, and recorded after a search among kernels (tuned, minutes)."""
+compiled blocks, recorded as a CUDA graph, with GELU inside the matrix product too (fused), and after a search among the
+compiler's kernels (tuned, minutes)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class BenchSampleOptions:
     batch_size: Annotated[tuple[int, ...], tyro.conf.arg(name="batch-size")] = (1, 64, 256)
     nfe: int = 1  # network calls a picture
     w: float = 2.0  # guidance scale
-    modes: tuple[Literal["eager", "compiled", "graph", "tuned"], ...] = ()  # default: what the device can do, not tuned
+    modes: tuple[
+        Literal["eager", "compiled", "graph", "fused", "tuned"], ...
+    ] = ()  # default: what the device can do, not tuned
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the blocks (auto: bfloat16 on a GPU)
     commit: str = ""  # what the JSON names (default: asked of git)
     device: str = "auto"
@@ -46,13 +49,13 @@ def command(arguments: list[str]) -> int:
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
     from tvmatch.guidance import FixedGuidance
-    from tvmatch.sampling_speed import SamplingCase, measure_sampling
+    from tvmatch.sampling_speed import MODES, RECORDED, SamplingCase, measure_sampling
 
     FixedGuidance(options.w)  # which refuses a scale that cannot work
     device = choose_device(options.device)
-    possible = ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",)
+    possible = MODES[:-1] if device.type == "cuda" else ("eager",)
     modes = options.modes or possible
-    if device.type != "cuda" and {"graph", "tuned"} & set(modes):
+    if device.type != "cuda" and set(RECORDED) & set(modes):
         raise ValueError(f"--modes {' '.join(modes)}: a recorded sampler needs a GPU, and this is {device.type}.")
     case = SamplingCase(
         options.network,
@@ -63,19 +66,20 @@ def command(arguments: list[str]) -> int:
         options.w,
         options.precision,
     )
-    rows = measure_sampling(case, options.batch_size, modes, device)
-    for row in rows:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    told = {"device": name, "torch": torch.__version__, "tvmatch": __version__, "python": sys.version.split()[0]}
+    told |= {"commit": options.commit or _commit(), "rows": []}
+    for row in measure_sampling(case, options.batch_size, modes, device):
         print(
             f"{row['mode']:>9}, batch {row['batch']:>4}, nfe {row['nfe']}: {row['images_per_second']:.1f} images/s, "
             f"{row['milliseconds']:.2f} ms a batch (90%: {row['milliseconds_90']:.2f}), first call "
-            f"{row['first_call_seconds']:.1f} s"
+            f"{row['first_call_seconds']:.1f} s",
+            flush=True,
         )
-    if options.out is not None:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        told = {"device": name, "torch": torch.__version__, "tvmatch": __version__}
-        told |= {"python": sys.version.split()[0], "commit": options.commit or _commit(), "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.out, json.dumps(told, indent=1) + "\n")
+        told["rows"].append(row)
+        if options.out is not None:  # after every row: a mode that fails costs only its own
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(options.out, json.dumps(told, indent=1) + "\n")
     return 0
 
 
