@@ -8,7 +8,7 @@ STEPS ?= 500
 PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 NOT_HERE = not slow and not gpu
 
-.PHONY: demo test test-slow test-gpu bench-attention bench-step lint format
+.PHONY: demo test test-slow test-pages docs test-gpu bench-attention bench-step lint format
 demo: $(VENV)/.installed        ## train digits, then draw them in one network call: runs/digits/samples.png
 	GOMP_SPINCOUNT=10000 $(VENV)/bin/python runs/digits.py --out $(OUT) --steps $(STEPS)
 
@@ -17,6 +17,12 @@ test: $(VENV)/.installed-dev    ## the quick tests
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest -m "slow and not gpu"
+
+test-pages: $(VENV)/.installed-dev    ## the demo pages and the site, in headless Chromium (Debian's package chromium)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" tests/demo tests/docs
+
+docs: $(VENV)/.installed-dev    ## the documentation as a site, into site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 test-gpu:                       ## on a machine with a GPU, in its own environment (many cores: kernels compile in parallel)
 	PYTHONPATH=src python3 -m pytest -m gpu -n 10

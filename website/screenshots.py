@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.demo.browser import chromium, served
+
 from tvmatch.data.source import to_pictures
 from tvmatch.demo.drawing import Artist
 from tvmatch.demo.page import serve
