@@ -50,6 +50,8 @@ def ablate(
     """
     if min(plan.calls, default=0) < 1 or plan.samples < 2:
         raise ValueError(f"calls must be at least 1 and samples at least 2, got {plan.calls} and {plan.samples}.")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
     cells = plan.cells()
     for cell in {dataclasses.replace(cell.config, seed=0): cell for cell in cells.values()}.values():
         check_cell(cell)

@@ -133,15 +133,23 @@ def _name(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def _draw_lines(axis: Any, rows: list[dict[str, Any]], metric: str) -> None:
-    """The metric over w, a line for each number of calls."""
-    for nfe in sorted({row["nfe"] for row in rows}):
-        mine = sorted((row for row in rows if row["nfe"] == nfe), key=lambda row: row["w"])
-        axis.errorbar(
-            [row["w"] for row in mine],
-            [row[metric]["mean"] for row in mine],
-            yerr=[row[metric]["deviation"] or 0 for row in mine],
-            marker="o",
-            capsize=3,
-            label=f"{nfe} call{'s' if nfe > 1 else ''}",
-        )
+    """The metric over w: a colour for each number of calls, a style for each variant that has several w."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    several = len({(row["variant"], row["w"]) for row in rows}) > len(variants)
+    groups = list(enumerate(variants)) if several else [(0, None)]
+    for k, nfe in enumerate(sorted({row["nfe"] for row in rows})):
+        for style, variant in groups:
+            mine = [row for row in rows if row["nfe"] == nfe and variant in (None, row["variant"])]
+            mine.sort(key=lambda row: row["w"])
+            calls = f"{nfe} call{'s' if nfe > 1 else ''}"
+            axis.errorbar(
+                [row["w"] for row in mine],
+                [row[metric]["mean"] for row in mine],
+                yerr=[row[metric]["deviation"] or 0 for row in mine],
+                color=f"C{k}",
+                linestyle=("solid", "dashed", "dotted", "dashdot")[style % 4],
+                marker="o",
+                capsize=3,
+                label=calls if len(groups) == 1 else f"{variant}, {calls}",
+            )
     axis.set_xlabel("guidance scale w")

@@ -118,8 +118,6 @@ def gradient_norms(run: Path) -> dict[str, float]:
 
 def run_cells(cells: Sequence[Cell], folder: Path, workers: int = 1, keep: bool = False) -> Iterator[Result]:
     """Results of `cells`, as each is done. Raises `Interrupted` after SIGINT or SIGTERM, when all has been saved."""
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
     if workers == 1:
         for cell in cells:
             yield run_cell(cell, folder, keep)

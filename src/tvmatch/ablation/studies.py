@@ -4,6 +4,8 @@ import difflib
 
 from tvmatch.ablation.study import Study
 
+SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
 STUDIES = {
     "jumps": Study(
         "how the ends (t, s) of a jump are drawn",
@@ -44,7 +46,7 @@ STUDIES = {
         {"1/w^2 (paper)": {}, "no weight": {"weighted": False}},
         task="pictures",
         base={"guidance": "1:4"},
-        scales=(1.0, 2.0, 4.0),
+        scales=SCALES,
     ),
     "constant-w": Study(
         "constant or random w in training, judged at w = 2",
@@ -78,7 +80,7 @@ STUDIES = {
         {"w uniform in [1, 4]": {}},
         task="pictures",
         base={"guidance": "1:4"},
-        scales=(1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0),
+        scales=SCALES,
     ),
     "w-and-calls-fixed": Study(
         "the guidance scale against the number of calls, a network for each w",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tvmatch.training.config import TrainConfig, to_yaml
+from tvmatch.training.preview import default_w
 
 TaskName = Literal["points", "pictures"]
 Changes = dict[str, Any]  # fields of `TrainConfig` and their values
@@ -43,7 +44,7 @@ class Cell:
 
     task: TaskName
     config: TrainConfig  # whose `run` plays no part
-    scales: tuple[float, ...]  # guidance scales (empty: the one trained for)
+    scales: tuple[float, ...]  # guidance scales
     calls: tuple[int, ...]
     samples: int
 
@@ -64,7 +65,8 @@ def cells_of(
     rows = []
     for seed, (name, changes) in itertools.product(range(seeds), study.variants.items()):
         config = dataclasses.replace(base, **{**study.base, **changes, "seed": seed})
-        rows.append((name, seed, Cell(study.task, config, study.scales, calls, samples)))
+        scales = study.scales or (default_w(config.guidance, 1),)  # both tasks have classes
+        rows.append((name, seed, Cell(study.task, config, scales, calls, samples)))
     return rows
 
 

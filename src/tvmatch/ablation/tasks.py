@@ -62,7 +62,6 @@ def judge(
               noise; w2: between the two sets of ends
     pictures  `tvmatch.metrics.report`: Frechet distance in pixel values and, for digits, the judge's class accuracy
     """
-    scales = scales or (trained.w,)
     classes = trained.flow.network.num_classes
     for w in scales:
         x = draw(trained.flow, torch.arange(64) % classes if classes else torch.full((64,), -1), w, max(calls))

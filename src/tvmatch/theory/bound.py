@@ -77,12 +77,9 @@ def evaluate_bound(
             learned, slope = flow.terminal_velocity(x_t, start, s, label, scale)
             terminal[k] = _square(slope - flow.velocity(learned, s, label, scale))
             velocity[k] = _square(flow.velocity(true, s, label, scale) - data.velocity(true, s))
-        lipschitz[k] = max(
-            float(
-                velocity_lipschitz(flow, torch.lerp(true, learned, part), s, label, scale, iterations, generator).max()
-            )
-            for part in torch.linspace(0, 1, segment).tolist()
-        )
+        line = torch.cat([torch.lerp(true, learned, part) for part in torch.linspace(0, 1, segment).tolist()])
+        whole = (s.repeat(segment), label.repeat(segment), scale.repeat(segment))
+        lipschitz[k] = velocity_lipschitz(flow, line, *whole, iterations, generator).max()
     growth = torch.cat([lipschitz.new_zeros(1), torch.cumulative_trapezoid(lipschitz, grid)])
     right = 2 * t * torch.trapezoid(torch.exp(2 * growth) * (terminal + velocity), grid)
     return Bound(

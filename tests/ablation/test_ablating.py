@@ -1,0 +1,152 @@
+"""Ablations from end to end on tiny runs: figures, tables, pictures, and going on after an interruption."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tvmatch.ablation import ablating, running
+from tvmatch.ablation.ablating import Plan, ablate
+from tvmatch.ablation.points import PointSource, exact_samples, two_colours
+from tvmatch.ablation.report import markdown, show, statistic, summarise
+from tvmatch.ablation.running import Interrupted, Result
+from tvmatch.ablation.study import Study
+from tvmatch.ablation.tasks import judge
+from tvmatch.flow_map import FlowMap
+from tvmatch.networks.base import Network
+from tvmatch.training.loop import TrainingError, TrainingResult
+from tvmatch.training.trained import TrainedRun
+
+TINY = {"network": "MLP-8x1", "steps": 3, "batch_size": 8, "log_every": 1}
+STUDY = Study("two jumps", {"paper": {}, "near": {"jumps": "near"}})
+PLAN = Plan({"jumps": STUDY}, seeds=2, calls=(1, 2), samples=20, options=TINY)
+
+
+def test_a_study_gives_figures_a_table_and_a_picture_and_is_done_once(tmp_path: Path, monkeypatch) -> None:
+    said: list[str] = []
+    report = ablate(PLAN, tmp_path, say=said.append)
+    table = report["studies"]["jumps"]["summary"]
+    assert [(row["variant"], row["nfe"], row["seeds"]) for row in table] == [
+        ("paper", 1, 2), ("paper", 2, 2), ("near", 1, 2), ("near", 2, 2),
+    ]  # fmt: skip
+    assert all(row["map_error"]["mean"] > 0 and row["lipschitz"]["mean"] > 0 for row in table)
+    assert table[0]["map_error"] != table[2]["map_error"]
+    assert json.loads((tmp_path / "ablations.json").read_text()) == json.loads(json.dumps(report))
+    assert "| near | " in (tmp_path / "ablations.md").read_text()
+    assert (tmp_path / "jumps.png").stat().st_size > 5000
+    assert not list((tmp_path / "runs").iterdir())  # figures are kept, runs are not
+    assert said[-1].startswith("4/4  points, ")
+    assert "jumps=near" in said[-1]
+    assert said[-1].endswith(" 0 s left")
+
+    monkeypatch.setattr(ablating, "run_cells", lambda cells, *rest: iter([] if not cells else [1 / 0]))
+    assert ablate(PLAN, tmp_path)["studies"] == report["studies"]
+
+
+@pytest.mark.slow
+def test_several_workers_give_the_same_figures(tmp_path: Path) -> None:
+    plan = Plan({"jumps": STUDY}, seeds=1, calls=(1,), samples=20, options=TINY)
+    alone, several = ablate(plan, tmp_path / "a"), ablate(plan, tmp_path / "b", workers=2)
+    assert alone["studies"] == several["studies"]
+
+
+def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, monkeypatch) -> None:
+    real, calls = running.train, []
+
+    def second_is_interrupted(config, source, show):
+        calls.append(config.seed)
+        if len(calls) == 2:
+            return TrainingResult(1, tmp_path, signal.SIGTERM, 0.0)
+        return real(config, source, show)
+
+    monkeypatch.setattr(running, "train", second_is_interrupted)
+    with pytest.raises(Interrupted, match=r"SIGTERM: stopped; the same command continues\."):
+        ablate(PLAN, tmp_path)
+    partial = json.loads((tmp_path / "ablations.json").read_text())
+    assert len(partial["runs"]) == 1
+    assert len(ablate(PLAN, tmp_path)["runs"]) == 4
+    assert len(calls) == 5
+
+
+def test_a_run_that_diverges_is_a_result_and_a_full_disk_is_not(tmp_path: Path, monkeypatch) -> None:
+    def fails(cause: BaseException | None):
+        def train(*rest: object, **more: object) -> None:
+            raise TrainingError("step 9: 11 steps in a row were not finite. They were skipped") from cause
+
+        return train
+
+    plan = Plan({"jumps": STUDY}, seeds=1, calls=(1,), samples=20, options=TINY)
+    monkeypatch.setattr(running, "train", fails(OSError("No space left on device")))
+    with pytest.raises(TrainingError):
+        ablate(plan, tmp_path)
+    monkeypatch.setattr(running, "train", fails(None))
+    table = ablate(plan, tmp_path)["studies"]["jumps"]["summary"]
+    assert table[0] == {"variant": "paper", "seeds": 0, "diverged": 1}
+    assert "0 (1 diverged)" in (tmp_path / "ablations.md").read_text()
+
+
+def test_damaged_results_are_made_again(tmp_path: Path) -> None:
+    plan = Plan({"jumps": STUDY}, seeds=1, calls=(1,), samples=20, options=TINY)
+    report = ablate(plan, tmp_path)
+    damaged = next((tmp_path / "cells").glob("*.json"))
+    damaged.write_text(damaged.read_text()[:40])
+    assert ablate(plan, tmp_path)["studies"] == report["studies"]
+
+
+def test_means_and_deviations_by_hand() -> None:
+    def result(error: float) -> Result:
+        rows = [{"nfe": 1, "w": 1.0, "map_error": error, "w2": error}]
+        return {"diverged": None, "rows": rows, "figures": {"gradient_norm": 2 * error}}
+
+    results = {("paper", 0): result(1.0), ("paper", 1): result(2.0), ("near", 0): result(5.0)}
+    table = summarise(STUDY, results)
+    assert table[0]["map_error"] == {"mean": 1.5, "deviation": pytest.approx(0.5**0.5)}
+    assert table[0]["gradient_norm"]["mean"] == 3.0
+    assert table[1]["w2"] == {"mean": 5.0, "deviation": None}
+    assert show(statistic([1.0, 2.0])) == "1.5 ± 0.71"
+    text = markdown("jumps", STUDY, table)
+    assert "| paper | 1.5 ± 0.71 | 1.5 ± 0.71 | 3 ± 1.4 |  | 2 |" in text
+
+
+class ExactMap(Network):
+    """F of the map that takes noise straight to where the exact flow takes it, known at t = 1, s = 0 alone."""
+
+    def __init__(self, ends: torch.Tensor, shift: float) -> None:
+        super().__init__(2, (2, 1, 1))
+        self.ends, self.shift = torch.nn.Parameter(ends.float()), shift
+
+    def forward(self, x, t, s, label, w):
+        if len(x) != len(self.ends):  # the check that samples are finite
+            return torch.zeros_like(x)
+        return (x + 0 * t[:, None, None, None] - self.ends[:, :, None, None] - self.shift) / w[:, None, None, None]
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0])
+def test_points_are_judged_by_the_exact_map(w: float) -> None:
+    """No error for the exact map; a shift of all points by d in both coordinates has the error d sqrt(2)."""
+    ends = exact_samples(30, w)[2]
+    for shift, error in ((0.0, 0.0), (0.1, 0.1 * 2**0.5)):
+        run = TrainedRun(FlowMap(ExactMap(ends, shift)), (), "terminal-velocity", "1:3", w, 0, Path(), 0.0)
+        (row,) = judge("points", Path(), run, (1,), (w,), 30)
+        assert row["map_error"] == pytest.approx(error, abs=1e-6)
+        assert row["w2"] == pytest.approx(error, abs=1e-6)
+
+
+def test_samples_that_are_not_finite_give_no_figures() -> None:
+    network = ExactMap(torch.zeros(64, 2), float("nan"))
+    run = TrainedRun(FlowMap(network), (), "terminal-velocity", "1", 1.0, 0, Path(), 0.0)
+    assert judge("points", Path(), run, (1,), (1.0,), 30) == []
+
+
+def test_the_points_are_of_two_classes_and_have_no_mirror_image() -> None:
+    source = PointSource(size=200)
+    batch = source.batch([0, 199])
+    assert batch.shape == (2, 2, 1, 1)
+    assert str(batch.dtype) == "float32"
+    nearest = torch.cdist(torch.from_numpy(source.points[:, :, 0, 0]).double(), two_colours().whole.means).argmin(1)
+    assert torch.equal(nearest % 2, torch.from_numpy(source.labels))
+    assert source.fingerprint == PointSource(size=200).fingerprint != PointSource(size=201).fingerprint
+    with pytest.raises(ValueError, match="cannot be mirrored"):
+        source.batch([0], flips=torch.ones(1).bool().numpy())

@@ -1,0 +1,72 @@
+"""`tvmatch ablate` as a command."""
+
+from pathlib import Path
+
+import pytest
+
+from tvmatch.ablation import ablating
+from tvmatch.ablation.ablating import Plan
+from tvmatch.ablation.studies import STUDIES
+from tvmatch.cli.main import main
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """What would be run, instead of running it."""
+    plans: list[Plan] = []
+
+    def note(plan: Plan, out: Path, *rest: object) -> None:
+        plans.append(plan)
+        out.mkdir()
+        (out / "ablations.md").write_text("the tables")
+
+    monkeypatch.setattr(ablating, "ablate", note)
+    return plans
+
+
+def test_studies_and_grids_become_plans(asked: list[Plan], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["ablate", "jvp", "--vary", "jumps=near,far", "--set", "steps=7", "--nfe", "1", "8", "--w", "2"]
+    assert main([*arguments, "--seeds", "4", "--out", str(tmp_path / "out")]) == 0
+    (plan,) = asked
+    assert list(plan.studies) == ["jvp", "grid"]
+    assert plan.seeds == 4
+    assert plan.calls == (1, 8)
+    assert {cell.scales for cell in plan.cells().values()} == {(2.0,)}
+    assert {cell.config.steps for cell in plan.cells().values()} == {7}
+    assert {cell.config.jumps for _, _, cell in plan.rows("grid")} == {"near", "far"}
+    assert "the tables" in capsys.readouterr().out
+
+
+def test_all_studies_on_the_task_that_was_asked_for(asked: list[Plan], tmp_path: Path) -> None:
+    assert main(["ablate", "all", "--task", "pictures", "--out", str(tmp_path / "out")]) == 0
+    assert set(asked[0].studies) == set(STUDIES)
+    assert {cell.task for cell in asked[0].cells().values()} == {"pictures"}
+
+
+def test_the_list_names_every_study(capsys: pytest.CaptureFixture) -> None:
+    assert main(["ablate", "--list"]) == 0
+    assert set(STUDIES) == {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a study"),
+        (["jvpp"], "no study is called 'jvpp'; did you mean 'jvp'"),
+        (["jvp", "--set", "steps=1,2"], "--set gives every run one value"),
+        (["jvp", "--w", "0"], "must be positive and finite"),
+        (["jvp", "--seeds", "0"], "seeds must be at least 1"),
+        (["jvp", "--nfe", "0"], "calls must be at least 1"),
+        (["jvp", "--workers", "0"], "workers must be at least 1"),
+        (["network", "--task", "points"], "MLP-128x3 has no option qk_norm"),
+        (["--vary", "target_ema=1"], r"target_ema must be in [0, 1), got 1.0"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["ablate", *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0
+    assert not (tmp_path / "out").exists()
