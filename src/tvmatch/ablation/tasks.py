@@ -34,7 +34,7 @@ def base_config(task: TaskName) -> TrainConfig:
     """The options of a task before anything is varied."""
     common = {"evaluation_ema": (0.99,), "log_every": 10, "sample_every": 0, "keep_checkpoints": 1, "device": "cpu"}
     if task == "points":
-        return TrainConfig(network="MLP-128x3", batch_size=256, steps=1500, checkpoint_every=500, **common)
+        return TrainConfig(network="MLP-128x3", batch_size=256, steps=1200, checkpoint_every=400, **common)
     return TrainConfig(steps=300, checkpoint_every=100, **common)
 
 
