@@ -65,3 +65,12 @@ def run(function, x: Problem, do: Tensor, dto: Tensor, **options) -> list[Tensor
     o, to = function(*leaves, **options)
     grads = torch.autograd.grad([o, to], [t for t in leaves if t is not None], [do, dto])
     return [o.detach(), to.detach(), *grads]
+
+
+def dominant_key(D: int, *, device: str = "cpu", seed: int = 0) -> Problem:
+    """One key of 256 takes nearly all of the probability, in bfloat16: o and to cancel against what they stand for."""
+    x = [t.clone() for t in problem(1, 2, 256, 256, D, device=device, seed=seed)]
+    direction = torch.nn.functional.normalize(x[0].mean(2), dim=-1)
+    x[0] += 4 * direction[:, :, None]
+    x[1][:, :, 5] = 8 * direction * D**0.25
+    return tuple(t.to(torch.bfloat16) for t in x)

@@ -43,15 +43,18 @@ def absent(kernel):  # a head in one part has no second windows
 
 strides, sizes = ["i64", "i64", "i32"], ["fp32"] + ["i32"] * 4
 if kernel == "forward":
-    build(hopper_forward_kernel, windows(6) + ["*bf16"] * 2 + ["*fp32"] * 2 + strides + sizes,
-          dict(constants, HEAD=D, STAGES=plan.stages, OVERLAP=plan.overlap, **absent(hopper_forward_kernel)))
+    build(hopper_forward_kernel, windows(6) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*fp8e5"] + strides + sizes,
+          dict(constants, HEAD=D, STAGES=plan.stages, OVERLAP=plan.overlap, HELD=plan.held, LANES=plan.lanes,
+               HAS_REST=True, **absent(hopper_forward_kernel)))
 if kernel == "queries":
-    build(queries_kernel, windows(10) + ["*bf16"] * 2 + ["*fp32"] * 3 + strides + sizes + ["i32"] * 2,
-          dict(constants, HEAD=D, SLOTS=plan.slots, BUFFERS=plan.buffers, **absent(queries_kernel)))
+    build(queries_kernel, windows(10) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*fp8e5", "*fp32"] + strides + sizes
+          + ["i32"] * 2, dict(constants, HEAD=D, SLOTS=plan.slots, BUFFERS=plan.buffers, EARLY=plan.early,
+                               HELD=plan.query_held, HAS_REST=True, **absent(queries_kernel)))
 if kernel == "keys":
     rows = f"tensordesc<fp32[64],{gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)!r}>"
     build(keys_kernel, windows(12) + [rows] + sizes + ["i32"] * 2,
-          dict(constants, STAGES=plan.key_stages, KEY_BUFFERS=plan.key_buffers, **absent(keys_kernel)))
+          dict(constants, STAGES=plan.key_stages, KEY_BUFFERS=plan.key_buffers, EARLY=plan.key_early,
+               HELD=plan.key_held, **absent(keys_kernel)))
 """
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tvmatch.kernels.dual_attention import dual_attention, reference
 
-from .attention_cases import problem, relative_errors, run, yardstick
+from .attention_cases import dominant_key, problem, relative_errors, run, yardstick
 
 TANGENTS = [t for t in itertools.product((True, False), repeat=3) if any(t)]
 
@@ -86,3 +86,37 @@ def test_results_have_the_memory_order_of_q():
     o, to = dual_attention(q, k, v, *(torch.randn_like(t) for t in (q, k, v)))
     assert o.transpose(1, 2).is_contiguous()
     assert to.stride() == o.stride()
+
+
+@pytest.mark.parametrize("D", [64, 72])
+def test_what_rounding_drops_is_kept_for_the_backward(D):
+    """With one dominant key the gradients of q and k are small differences of o and to with themselves."""
+    x = dominant_key(D)
+    do, dto = torch.randn(2, 1, 2, 256, D).bfloat16()
+    exact = yardstick(x, do, dto)
+    plain = relative_errors(yardstick(x, do, dto, dtype=torch.bfloat16), exact)
+    ours = relative_errors(run(dual_attention, x, do, dto), exact)
+    q_and_k = [2, 3, 5, 6]
+    assert all(ours[i] < 0.2 * plain[i] for i in q_and_k), (ours, plain)
+    scale = D**-0.5
+    saved = reference.dual_attention_forward(*x, None, scale, False, False)
+    without = relative_errors(
+        [*saved[:2], *reference.dual_attention_backward(*x, None, *saved, do, dto, scale, False)], exact
+    )
+    assert all(without[i] > 5 * ours[i] for i in q_and_k), (without, ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_rest_is_kept_only_for_gradients_of_16_bit_numbers(dtype):
+    x = [t.requires_grad_() for t in problem(1, 1, 5, 5, 16, dtype)]
+    outputs = torch.ops.tvmatch.dual_attention(*x, None, 0.25, False, "auto")
+    width = 0 if dtype == torch.float32 else 16
+    assert outputs[4].shape == (1, 1, 5, 2, width)
+    with torch.no_grad():
+        assert torch.ops.tvmatch.dual_attention(*x, None, 0.25, False, "auto")[4].numel() == 0
+
+
+def test_a_rest_beyond_the_range_of_float8_stays_finite():
+    x = [t * 3e6 if i == 2 else t for i, t in enumerate(problem(1, 1, 5, 5, 16, torch.bfloat16))]
+    do, dto = torch.randn(2, 1, 1, 5, 16).bfloat16()
+    assert all(t.isfinite().all() for t in run(dual_attention, tuple(x), do, dto))

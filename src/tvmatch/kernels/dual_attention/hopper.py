@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from .rest import as_float8, empty_rest
+
 try:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -26,21 +28,27 @@ HEADS = range(48, 129, 8)
 
 
 class Plan(NamedTuple):
-    """How the three kernels divide 227 KB of shared memory for one pair of tile widths."""
+    """How the three kernels divide 227 KB of shared memory, and the registers, for one pair of tile widths."""
 
     stages: int  # forward: stages of (k, tk, v, tv)
-    overlap: bool  # forward: queries in registers, and the scores of the next keys under the products of these
+    overlap: bool  # forward: the scores of the next keys run under the products of these
+    held: bool  # forward: the queries stay in registers (overlap implies it)
+    lanes: bool  # forward: row sums are kept per lane
     slots: int  # queries kernel: slots of (k, tk) or (v, tv)
     buffers: int  # queries kernel: 2 loads the next queries under this tile
+    query_held: int  # queries kernel: how many of q, dto, tq, do stay in registers
+    early: bool  # queries kernel: C starts with the scores
     key_stages: int  # keys kernel: stages of (q, tq, do, dto)
     key_buffers: int  # keys kernel: 2 loads the next keys under this block
+    key_held: int  # keys kernel: 1 holds k and v in registers, 2 their tangents too
+    key_early: bool  # keys kernel: products with P start before B is known
 
 
 PLANS = {
-    (64, 0): Plan(4, True, slots=5, buffers=2, key_stages=3, key_buffers=2),
-    (64, 16): Plan(4, False, slots=3, buffers=2, key_stages=2, key_buffers=2),
-    (64, 32): Plan(3, False, slots=5, buffers=1, key_stages=2, key_buffers=2),
-    (128, 0): Plan(2, False, slots=3, buffers=1, key_stages=2, key_buffers=1),
+    (64, 0): Plan(4, True, True, True, 5, 2, 3, True, 3, 2, 2, True),
+    (64, 16): Plan(4, False, True, True, 3, 2, 0, False, 2, 2, 0, True),
+    (64, 32): Plan(3, False, True, True, 5, 1, 0, False, 2, 2, 0, True),
+    (128, 0): Plan(2, False, False, False, 3, 1, 0, False, 2, 1, 0, False),
 }
 
 
@@ -109,26 +117,28 @@ def _blocks(tiles: int, x: Tensor) -> tuple[int]:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, scale: float, plan: Plan | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """o, to, logsumexp, mu: the contract of `reference.dual_attention_forward` without masks."""
+    q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, scale: float,
+    keep_rest: bool, plan: Plan | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """o, to, logsumexp, mu, rest: the contract of `reference.dual_attention_forward` without masks."""
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
     d1, d2 = split_head(D)
     plan = plan or PLANS[d1, d2]
     o, to = torch.empty_like(q), torch.empty_like(q)
     lse = torch.empty((B, H, n_q), device=q.device, dtype=torch.float32)
-    mu = torch.empty_like(lse)
+    mu, rest = torch.empty_like(lse), empty_rest(o, keep_rest)
     hopper_forward_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
-        *_descriptors(q, k, v, tq, tk, tv), o, to, lse, mu, *(s // 8 for s in o.stride()[:3]), scale, B, H, n_q, n_kv,
-        HEAD=D, D1=d1, D2=d2, STAGES=plan.stages, EVEN=n_kv % 64 == 0, OVERLAP=plan.overlap, num_warps=4,
+        *_descriptors(q, k, v, tq, tk, tv), o, to, lse, mu, as_float8(rest), *(s // 8 for s in o.stride()[:3]), scale,
+        B, H, n_q, n_kv, HEAD=D, D1=d1, D2=d2, STAGES=plan.stages, EVEN=n_kv % 64 == 0, OVERLAP=plan.overlap,
+        HELD=plan.held, LANES=plan.lanes, HAS_REST=rest.shape[-1] > 0, num_warps=4,
     )  # fmt: skip
-    return o, to, lse, mu
+    return o, to, lse, mu, rest
 
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, o: Tensor, to: Tensor, lse: Tensor,
-    mu: Tensor, do: Tensor, dto: Tensor, scale: float, plan: Plan | None = None,
+    mu: Tensor, rest: Tensor, do: Tensor, dto: Tensor, scale: float, plan: Plan | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the contract of `reference.dual_attention_backward` without masks."""
     B, H, n_q, D = q.shape
@@ -144,12 +154,13 @@ def backward(
     inputs = _descriptors(q, k, v, tq, tk, tv, do, dto)
     sizes = (scale, B, H, n_q, n_kv, padded, plane)
     queries_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
-        *inputs, *_descriptors(dq, dtq), o, to, lse, mu, stats, *(s // 8 for s in o.stride()[:3]), *sizes,
-        HEAD=D, D1=d1, D2=d2, SLOTS=plan.slots, BUFFERS=plan.buffers, EVEN=n_kv % 64 == 0, num_warps=4,
+        *inputs, *_descriptors(dq, dtq), o, to, lse, mu, as_float8(rest), stats, *(s // 8 for s in o.stride()[:3]),
+        *sizes, HEAD=D, D1=d1, D2=d2, SLOTS=plan.slots, BUFFERS=plan.buffers, EVEN=n_kv % 64 == 0, EARLY=plan.early,
+        HELD=plan.query_held, HAS_REST=rest.shape[-1] > 0, num_warps=4,
     )  # fmt: skip
     rows = TensorDescriptor(stats, [4 * plane], [1], [64], _row_layout())
     keys_kernel[_blocks(B * H * triton.cdiv(n_kv, 64), q)](
         *inputs, *_descriptors(dk, dv, dtk, dtv), rows, *sizes, D1=d1, D2=d2, STAGES=plan.key_stages,
-        KEY_BUFFERS=plan.key_buffers, EVEN=n_kv % 64 == 0, num_warps=4,
+        KEY_BUFFERS=plan.key_buffers, EVEN=n_kv % 64 == 0, EARLY=plan.key_early, HELD=plan.key_held, num_warps=4,
     )  # fmt: skip
     return dq, dk, dv, dtq, dtk, dtv

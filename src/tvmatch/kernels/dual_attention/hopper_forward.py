@@ -12,9 +12,10 @@ Takes 16-bit inputs, all three tangents, no causal mask and no key lengths.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
-from .hopper_tiles import LN2, LOG2E, load_parts, part1, part2, sync_threads
+from .hopper_softmax import finish, outputs, row_sum, scores, shrink_sums, softmax
+from .hopper_tiles import LN2, REST_SCALE, load_parts, part1, part2, round16, sync_threads, widen
 
 
 @gluon.jit
@@ -53,91 +54,6 @@ def _produce(
 
 
 @gluon.jit
-def _scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1: gl.constexpr, D2: gl.constexpr):
-    """Start S = q k^T and tS = tq k^T + q tk^T of one stage, without the scale."""
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    zero = gl.full([64, 64], 0.0, gl.float32, layout)
-    kT = part1(kv_smem, 4 * stage, D1).permute((1, 0))
-    tkT = part1(kv_smem, 4 * stage + 1, D1).permute((1, 0))
-    s = warpgroup_mma(q, kT, zero, use_acc=False, is_async=True)
-    if D2 > 0:
-        k2T = part2(kv_smem2, 4 * stage, D2).permute((1, 0))
-        tk2T = part2(kv_smem2, 4 * stage + 1, D2).permute((1, 0))
-        s = warpgroup_mma(q2, k2T, s, is_async=True)
-    ts = warpgroup_mma(tq, kT, zero, use_acc=False, is_async=True)
-    ts = warpgroup_mma(q, tkT, ts, is_async=True)
-    if D2 > 0:
-        ts = warpgroup_mma(tq2, k2T, ts, is_async=True)
-        ts = warpgroup_mma(q2, tk2T, ts, is_async=True)
-    return s, ts
-
-
-@gluon.jit
-def _outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1: gl.constexpr, D2: gl.constexpr):
-    """Start acc += P v and tacc += P tv + W v of one stage."""
-    v = part1(kv_smem, 4 * stage + 2, D1)
-    acc = warpgroup_mma(p16, v, acc, is_async=True)
-    tacc = warpgroup_mma(p16, part1(kv_smem, 4 * stage + 3, D1), tacc, is_async=True)
-    tacc = warpgroup_mma(w16, v, tacc, is_async=True)
-    if D2 > 0:
-        left: gl.constexpr = gl.DotOperandLayout(0, acc2.type.layout, 2)
-        v2 = part2(kv_smem2, 4 * stage + 2, D2)
-        p2 = gl.convert_layout(p16, left)
-        acc2 = warpgroup_mma(p2, v2, acc2, is_async=True)
-        tacc2 = warpgroup_mma(p2, part2(kv_smem2, 4 * stage + 3, D2), tacc2, is_async=True)
-        tacc2 = warpgroup_mma(gl.convert_layout(w16, left), v2, tacc2, is_async=True)
-    return acc, tacc, acc2, tacc2
-
-
-@gluon.jit
-def _finish(acc, tacc, acc2, tacc2, D2: gl.constexpr):
-    """Wait for the products of `_outputs`."""
-    if D2 > 0:
-        acc, tacc, acc2, tacc2 = warpgroup_mma_wait(0, [acc, tacc, acc2, tacc2])
-    else:
-        acc, tacc = warpgroup_mma_wait(0, [acc, tacc])
-    return acc, tacc, acc2, tacc2
-
-
-@gluon.jit
-def _shrink(acc, tacc, acc2, tacc2, shrink, D2: gl.constexpr):
-    """Scale what has been summed to a new row maximum."""
-    factor = gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))
-    acc = acc * factor[:, None]
-    tacc = tacc * factor[:, None]
-    if D2 > 0:
-        factor2 = gl.convert_layout(shrink, gl.SliceLayout(1, acc2.type.layout))
-        acc2 = acc2 * factor2[:, None]
-        tacc2 = tacc2 * factor2[:, None]
-    return acc, tacc, acc2, tacc2
-
-
-@gluon.jit
-def _softmax(
-    s, ts, m, l, mu, mu_rounded, scale, n0, N_KV, EVEN: gl.constexpr, dtype: gl.constexpr,
-    p_layout: gl.constexpr,
-):  # fmt: skip
-    """One step of the running softmax: statistics, the factor for what has been summed, and P and W = P * tS."""
-    layout: gl.constexpr = s.type.layout
-    if not EVEN:
-        columns = n0 + gl.arange(0, 64, gl.SliceLayout(0, layout))
-        s = gl.where(columns[None, :] < N_KV, s, float("-inf"))
-    scale2 = scale * LOG2E
-    m_new = gl.maximum(m, gl.max(s, 1) * scale2)
-    p = gl.exp2(s * scale2 - m_new[:, None])
-    shrink = gl.exp2(m - m_new)
-    l = l * shrink + gl.sum(p, 1)
-    w = p * (ts * scale)
-    w16 = w.to(dtype)
-    mu = mu * shrink + gl.sum(w, 1)
-    # See triton_forward.py: the mean of the rounded weights is what cancels in `to`.
-    mu_rounded = mu_rounded * shrink + gl.sum(w16.to(gl.float32), 1)
-    return (
-        m_new, l, mu, mu_rounded, shrink, gl.convert_layout(p.to(dtype), p_layout), gl.convert_layout(w16, p_layout)
-    )  # fmt: skip
-
-
-@gluon.jit
 def _store_rows(OUT, x, row0, out_n, N, FIRST: gl.constexpr, HEAD: gl.constexpr):
     """Store 64 rows from column FIRST on, 16 bytes a thread; `out_n` comes divided by 8."""
     D: gl.constexpr = x.shape[1]
@@ -149,10 +65,22 @@ def _store_rows(OUT, x, row0, out_n, N, FIRST: gl.constexpr, HEAD: gl.constexpr)
 
 
 @gluon.jit
+def _store_rest(REST, x, row0, N, FIRST: gl.constexpr, HEAD: gl.constexpr, dtype: gl.constexpr):
+    """What rounding 64 rows to `dtype` drops, 8 bytes a thread; rows of REST are 2 HEAD apart."""
+    D: gl.constexpr = x.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    rows = row0 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
+    columns = FIRST + gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
+    y = gl.convert_layout(((x - widen(round16(x, dtype))) * REST_SCALE).to(gl.float8e5), layout)
+    gl.store(REST + rows * (2 * HEAD) + columns, y, mask=(rows < N) & (columns < HEAD))
+
+
+@gluon.jit
 def _consume(
-    O, TO, LSE, MU, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H,
-    blocks, steps, N_Q, N_KV, W: gl.constexpr, HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
-    STAGES: gl.constexpr, EVEN: gl.constexpr, OVERLAP: gl.constexpr,
+    O, TO, LSE, MU, REST, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale,
+    tiles, H, blocks, steps, N_Q, N_KV, W: gl.constexpr, HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
+    STAGES: gl.constexpr, EVEN: gl.constexpr, OVERLAP: gl.constexpr, HELD: gl.constexpr, LANES: gl.constexpr,
+    HAS_REST: gl.constexpr,
 ):  # fmt: skip
     W2: gl.constexpr = D2 if D2 > 0 else 16
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -177,16 +105,16 @@ def _consume(
         if D2 > 0:
             q2 = part2(q_smem2, 2 * W, D2)
             tq2 = part2(q_smem2, 2 * W + 1, D2)
-        if OVERLAP:
+        if OVERLAP or HELD:
             q = q.load(q_layout)
             tq = tq.load(q_layout)
             if D2 == 0:
                 sync_threads()
                 mbarrier.arrive(q_empty, count=1)
         m = gl.full([64], float("-inf"), gl.float32, row_layout)
-        l = gl.full([64], 0.0, gl.float32, row_layout)
-        mu = gl.full([64], 0.0, gl.float32, row_layout)
-        mu_rounded = gl.full([64], 0.0, gl.float32, row_layout)
+        l = row_sum(gl.full([64, 64], 0.0, gl.float32, s_layout), LANES)
+        mu = l
+        mu_rounded = l
         acc = gl.full([64, D1], 0.0, gl.float32, o_layout)
         tacc = gl.full([64, D1], 0.0, gl.float32, o_layout)
         acc2 = gl.full([64, W2], 0.0, gl.float32, o_layout2)
@@ -194,20 +122,20 @@ def _consume(
         if OVERLAP:
             stage = count % STAGES
             mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
-            s, ts = _scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1, D2)
+            s, ts = scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1, D2)
             s, ts = warpgroup_mma_wait(0, [s, ts])
-            m, l, mu, mu_rounded, shrink, p16, w16 = _softmax(
-                s, ts, m, l, mu, mu_rounded, scale, 0, N_KV, EVEN, dtype, p_layout
+            m, l, mu, mu_rounded, shrink, p16, w16 = softmax(
+                s, ts, m, l, mu, mu_rounded, scale, 0, N_KV, EVEN, dtype, p_layout, LANES
             )
             for step in range(1, steps):
                 # In flight together: the scores of this step, then the products with V of the step before.
                 following = (count + 1) % STAGES
                 mbarrier.wait(ready.index(following), ((count + 1) // STAGES) & 1)
-                s, ts = _scores(q, tq, q2, tq2, kv_smem, kv_smem2, following, D1, D2)
-                acc, tacc, acc2, tacc2 = _outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
+                s, ts = scores(q, tq, q2, tq2, kv_smem, kv_smem2, following, D1, D2)
+                acc, tacc, acc2, tacc2 = outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
                 s, ts = warpgroup_mma_wait(3 * SPLIT, [s, ts])
-                m, l, mu, mu_rounded, shrink, p_next, w_next = _softmax(
-                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout
+                m, l, mu, mu_rounded, shrink, p_next, w_next = softmax(
+                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout, LANES
                 )
                 if D2 > 0:
                     acc, tacc, acc2, tacc2, p16, w16 = warpgroup_mma_wait(0, [acc, tacc, acc2, tacc2, p16, w16])
@@ -217,11 +145,11 @@ def _consume(
                 w16 = w_next
                 sync_threads()
                 mbarrier.arrive(empty.index(stage), count=1)
-                acc, tacc, acc2, tacc2 = _shrink(acc, tacc, acc2, tacc2, shrink, D2)
+                acc, tacc, acc2, tacc2 = shrink_sums(acc, tacc, acc2, tacc2, shrink, D2)
                 stage = following
                 count += 1
-            acc, tacc, acc2, tacc2 = _outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
-            acc, tacc, acc2, tacc2 = _finish(acc, tacc, acc2, tacc2, D2)
+            acc, tacc, acc2, tacc2 = outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
+            acc, tacc, acc2, tacc2 = finish(acc, tacc, acc2, tacc2, D2)
             sync_threads()
             mbarrier.arrive(empty.index(stage), count=1)
             count += 1
@@ -229,19 +157,23 @@ def _consume(
             for step in range(steps):
                 stage = count % STAGES
                 mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
-                s, ts = _scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1, D2)
+                s, ts = scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1, D2)
                 s, ts = warpgroup_mma_wait(0, [s, ts])
-                m, l, mu, mu_rounded, shrink, p16, w16 = _softmax(
-                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout
+                m, l, mu, mu_rounded, shrink, p16, w16 = softmax(
+                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout, LANES
                 )
-                acc, tacc, acc2, tacc2 = _shrink(acc, tacc, acc2, tacc2, shrink, D2)
-                acc, tacc, acc2, tacc2 = _outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
-                acc, tacc, acc2, tacc2 = _finish(acc, tacc, acc2, tacc2, D2)
+                acc, tacc, acc2, tacc2 = shrink_sums(acc, tacc, acc2, tacc2, shrink, D2)
+                acc, tacc, acc2, tacc2 = outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
+                acc, tacc, acc2, tacc2 = finish(acc, tacc, acc2, tacc2, D2)
                 sync_threads()
                 mbarrier.arrive(empty.index(stage), count=1)
                 count += 1
-        if not OVERLAP or D2 > 0:
+        if not (OVERLAP or HELD) or D2 > 0:
             mbarrier.arrive(q_empty, count=1)
+        if LANES:
+            l = gl.convert_layout(gl.sum(l, 1), row_layout)
+            mu = gl.convert_layout(gl.sum(mu, 1), row_layout)
+            mu_rounded = gl.convert_layout(gl.sum(mu_rounded, 1), row_layout)
         inverse = 1.0 / l
         inverse_o = gl.convert_layout(inverse, o_row)
         mean_o = gl.convert_layout(mu_rounded * inverse, o_row)
@@ -249,14 +181,24 @@ def _consume(
         # Strides come divided by 8, so that the compiler knows that rows are 16-byte aligned.
         base = (b.to(gl.int64) * o_b + h.to(gl.int64) * o_h) * 8
         row0 = m0 + W * 64
+        to = tacc * inverse_o[:, None] - mean_o[:, None] * o
+        rest = REST
+        if HAS_REST:
+            rest += (b * H + h).to(gl.int64) * N_Q * (2 * HEAD)
+            _store_rest(rest, o, row0, N_Q, 0, HEAD, dtype)
+            _store_rest(rest + HEAD, to, row0, N_Q, 0, HEAD, dtype)
         _store_rows(O + base, o, row0, o_n, N_Q, 0, HEAD)
-        _store_rows(TO + base, tacc * inverse_o[:, None] - mean_o[:, None] * o, row0, o_n, N_Q, 0, HEAD)
+        _store_rows(TO + base, to, row0, o_n, N_Q, 0, HEAD)
         if D2 > 0:
             inverse_2 = gl.convert_layout(inverse, gl.SliceLayout(1, o_layout2))
             mean_2 = gl.convert_layout(mu_rounded * inverse, gl.SliceLayout(1, o_layout2))
             o2 = acc2 * inverse_2[:, None]
+            to2 = tacc2 * inverse_2[:, None] - mean_2[:, None] * o2
+            if HAS_REST:
+                _store_rest(rest, o2, row0, N_Q, D1, HEAD, dtype)
+                _store_rest(rest + HEAD, to2, row0, N_Q, D1, HEAD, dtype)
             _store_rows(O + base, o2, row0, o_n, N_Q, D1, HEAD)
-            _store_rows(TO + base, tacc2 * inverse_2[:, None] - mean_2[:, None] * o2, row0, o_n, N_Q, D1, HEAD)
+            _store_rows(TO + base, to2, row0, o_n, N_Q, D1, HEAD)
         s_rows = m0 + W * 64 + gl.arange(0, 64, row_layout)
         statistics = (b * H + h).to(gl.int64) * N_Q + s_rows
         gl.store(LSE + statistics, (m + gl.log2(l)) * LN2, mask=s_rows < N_Q)
@@ -266,9 +208,10 @@ def _consume(
 @gluon.jit(do_not_specialize=["B", "H", "N_Q", "N_KV"])
 def hopper_forward_kernel(
     q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc, tv_desc, tv2_desc,
-    O, TO, LSE, MU, o_b, o_h, o_n, scale, B, H, N_Q, N_KV,
+    O, TO, LSE, MU, REST, o_b, o_h, o_n, scale, B, H, N_Q, N_KV,
     HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr,
-    EVEN: gl.constexpr, OVERLAP: gl.constexpr,
+    EVEN: gl.constexpr, OVERLAP: gl.constexpr, HELD: gl.constexpr, LANES: gl.constexpr,
+    HAS_REST: gl.constexpr,
 ):  # fmt: skip
     """Persistent blocks of 128 queries; warpgroup roles: consumer (default), consumer, producer."""
     blocks = gl.cdiv(N_Q, 128)
@@ -295,12 +238,12 @@ def hopper_forward_kernel(
     sync_threads()
     gl.warp_specialize(
         [
-            (_consume, (O, TO, LSE, MU, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready,
-                        empty, scale, tiles, H, blocks, steps, N_Q, N_KV, 0, HEAD, D1, D2, STAGES, EVEN,
-                        OVERLAP)),
-            (_consume, (O, TO, LSE, MU, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready,
-                        empty, scale, tiles, H, blocks, steps, N_Q, N_KV, 1, HEAD, D1, D2, STAGES, EVEN,
-                        OVERLAP)),
+            (_consume, (O, TO, LSE, MU, REST, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty,
+                        ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, 0, HEAD, D1, D2, STAGES, EVEN,
+                        OVERLAP, HELD, LANES, HAS_REST)),
+            (_consume, (O, TO, LSE, MU, REST, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty,
+                        ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, 1, HEAD, D1, D2, STAGES, EVEN,
+                        OVERLAP, HELD, LANES, HAS_REST)),
             (_produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
                         tv_desc, tv2_desc, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, tiles,
                         H, blocks, steps, D1, D2, STAGES)),

@@ -16,7 +16,18 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from .hopper_tiles import LOG2E, load_parts, part1, part2, product, put_parts, store_parts, sync_threads
+from .hopper_tiles import (
+    LOG2E,
+    load_parts,
+    part1,
+    part2,
+    product,
+    put_parts,
+    round16,
+    store_parts,
+    sync_threads,
+    widen,
+)  # fmt: skip
 
 
 @gluon.jit
@@ -75,6 +86,7 @@ def _probabilities(
     dv_desc, dv2_desc, dtv_desc, dtv2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem, p_smem, kv_ready, kv_empty,
     ready, empty, p_ready, p_empty, scale, units, H, positions, steps, N_KV,
     D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, EVEN: gl.constexpr,
+    EARLY: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """First role: P = softmax(S), B = tS - mu; dv = P^T do + (P*B)^T dto, dtv = P^T dto."""
     W2: gl.constexpr = D2 if D2 > 0 else 16
@@ -99,36 +111,54 @@ def _probabilities(
         dv2 = gl.full([64, W2], 0.0, gl.float32, wide2)
         dtv2 = gl.full([64, W2], 0.0, gl.float32, wide2)
         mbarrier.wait(kv_ready.index(key_buffer), (turn // KEY_BUFFERS) & 1)
+        held: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
+        k1 = part1(kv_smem, at, D1)
+        tk1 = part1(kv_smem, at + 1, D1)
+        if HELD >= 1:
+            k1 = k1.load(held)
+        if HELD >= 2:
+            tk1 = tk1.load(held)
         for _ in range(steps):
             stage = count % STAGES
             buffer = count & 1
             mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
-            s = product(kv_smem, kv_smem2, at, q_smem, q_smem2, 4 * stage, zero, True, D1, D2)
-            ts = product(kv_smem, kv_smem2, at, q_smem, q_smem2, 4 * stage + 1, zero, True, D1, D2)
-            ts = product(kv_smem, kv_smem2, at + 1, q_smem, q_smem2, 4 * stage, ts, False, D1, D2)
+            s = product(k1, kv_smem2, at, q_smem, q_smem2, 4 * stage, zero, True, D1, D2)
+            ts = product(k1, kv_smem2, at, q_smem, q_smem2, 4 * stage + 1, zero, True, D1, D2)
+            ts = product(tk1, kv_smem2, at + 1, q_smem, q_smem2, 4 * stage, ts, False, D1, D2)
             s = warpgroup_mma_wait(2 * SPLIT, [s])
             p = gl.exp2(s * (scale * LOG2E) - stats_smem.index(4 * stage).load(column)[None, :])
             if not EVEN:
                 keys = n0 + gl.arange(0, 64, gl.SliceLayout(1, layout))
                 p = gl.where(keys[:, None] < N_KV, p, 0.0)
-            p16 = p.to(dtype)
-            ts = warpgroup_mma_wait(0, [ts])
-            b = ts * scale - stats_smem.index(4 * stage + 1).load(column)[None, :]
-            tp16 = (p * b).to(dtype)
+            p16 = round16(p, dtype)
             p_left = gl.convert_layout(p16, left1)
             dto1 = part1(q_smem, 4 * stage + 2, D1)
-            dtv1 = warpgroup_mma(p_left, dto1, dtv1, is_async=True)
-            dv1 = warpgroup_mma(p_left, part1(q_smem, 4 * stage + 3, D1), dv1, is_async=True)
-            dv1 = warpgroup_mma(gl.convert_layout(tp16, left1), dto1, dv1, is_async=True)
+            do1 = part1(q_smem, 4 * stage + 3, D1)
+            if EARLY:
+                dtv1 = warpgroup_mma(p_left, dto1, dtv1, is_async=True)
+                dv1 = warpgroup_mma(p_left, do1, dv1, is_async=True)
             if D2 > 0:
                 dto2 = part2(q_smem2, 4 * stage + 2, D2)
+                do2 = part2(q_smem2, 4 * stage + 3, D2)
                 p_left2 = gl.convert_layout(p16, left2)
-                dtv2 = warpgroup_mma(p_left2, dto2, dtv2, is_async=True)
-                dv2 = warpgroup_mma(p_left2, part2(q_smem2, 4 * stage + 3, D2), dv2, is_async=True)
+                if EARLY:
+                    dtv2 = warpgroup_mma(p_left2, dto2, dtv2, is_async=True)
+                    dv2 = warpgroup_mma(p_left2, do2, dv2, is_async=True)
+            ts = warpgroup_mma_wait(2 * SPLIT if EARLY else 0, [ts])
+            b = ts * scale - stats_smem.index(4 * stage + 1).load(column)[None, :]
+            tp16 = round16(p * b, dtype)
+            if not EARLY:
+                dtv1 = warpgroup_mma(p_left, dto1, dtv1, is_async=True)
+                dv1 = warpgroup_mma(p_left, do1, dv1, is_async=True)
+            dv1 = warpgroup_mma(gl.convert_layout(tp16, left1), dto1, dv1, is_async=True)
+            if D2 > 0:
+                if not EARLY:
+                    dtv2 = warpgroup_mma(p_left2, dto2, dtv2, is_async=True)
+                    dv2 = warpgroup_mma(p_left2, do2, dv2, is_async=True)
                 dv2 = warpgroup_mma(gl.convert_layout(tp16, left2), dto2, dv2, is_async=True)
             mbarrier.wait(p_empty.index(buffer), ((count >> 1) & 1) ^ 1)
             p_smem.index(2 * buffer).store(p16)
-            p_smem.index(2 * buffer + 1).store(b.to(dtype))
+            p_smem.index(2 * buffer + 1).store(round16(b, dtype))
             sync_threads()
             mbarrier.arrive(p_ready.index(buffer), count=1)
             if D2 > 0:
@@ -155,7 +185,8 @@ def _probabilities(
 def _gradients(
     dk_desc, dk2_desc, dtk_desc, dtk2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem, p_smem, kv_ready, kv_empty,
     ready, empty, p_ready, p_empty, scale, units, H, positions, steps,
-    D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr,
+    D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, EARLY: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     """Second role: C, dP -> dtS = P*C, dS = P*(dP - d2 + B*C); dk = dS^T q + dtS^T tq, dtk = dtS^T q."""
     W2: gl.constexpr = D2 if D2 > 0 else 16
@@ -180,22 +211,32 @@ def _gradients(
         dk2 = gl.full([64, W2], 0.0, gl.float32, wide2)
         dtk2 = gl.full([64, W2], 0.0, gl.float32, wide2)
         mbarrier.wait(kv_ready.index(key_buffer), (turn // KEY_BUFFERS) & 1)
+        held: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
+        v1 = part1(kv_smem, at, D1)
+        tv1 = part1(kv_smem, at + 1, D1)
+        if HELD >= 1:
+            v1 = v1.load(held)
+        if HELD >= 2:
+            tv1 = tv1.load(held)
         for _ in range(steps):
             stage = count % STAGES
             buffer = count & 1
             mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
-            c = product(kv_smem, kv_smem2, at, q_smem, q_smem2, 4 * stage + 2, zero, True, D1, D2)
+            c = product(v1, kv_smem2, at, q_smem, q_smem2, 4 * stage + 2, zero, True, D1, D2)
             mbarrier.wait(p_ready.index(buffer), (count >> 1) & 1)
             p = p_smem.index(2 * buffer).load(layout)
             b = p_smem.index(2 * buffer + 1).load(layout)
             sync_threads()
             mbarrier.arrive(p_empty.index(buffer), count=1)
             c = warpgroup_mma_wait(0, [c]) - stats_smem.index(4 * stage + 2).load(column)[None, :]
-            dts16 = (p.to(gl.float32) * c).to(dtype)
+            if not EARLY:
+                dts16 = round16(widen(p) * c, dtype)
             # dP starts from B*C - d2, and runs beside the products of dtS, which do not need it.
-            dp = b.to(gl.float32) * c - stats_smem.index(4 * stage + 3).load(column)[None, :]
-            dp = product(kv_smem, kv_smem2, at, q_smem, q_smem2, 4 * stage + 3, dp, False, D1, D2)
-            dp = product(kv_smem, kv_smem2, at + 1, q_smem, q_smem2, 4 * stage + 2, dp, False, D1, D2)
+            dp = widen(b) * c - stats_smem.index(4 * stage + 3).load(column)[None, :]
+            dp = product(v1, kv_smem2, at, q_smem, q_smem2, 4 * stage + 3, dp, False, D1, D2)
+            dp = product(tv1, kv_smem2, at + 1, q_smem, q_smem2, 4 * stage + 2, dp, False, D1, D2)
+            if EARLY:
+                dts16 = round16(widen(p) * c, dtype)
             dts_left = gl.convert_layout(dts16, left1)
             q1 = part1(q_smem, 4 * stage, D1)
             dtk1 = warpgroup_mma(dts_left, q1, dtk1, is_async=True)
@@ -206,7 +247,7 @@ def _gradients(
                 dtk2 = warpgroup_mma(dts_left2, q2, dtk2, is_async=True)
                 dk2 = warpgroup_mma(dts_left2, part2(q_smem2, 4 * stage + 1, D2), dk2, is_async=True)
             dp = warpgroup_mma_wait(2 * SPLIT, [dp])
-            ds16 = (p.to(gl.float32) * dp).to(dtype)
+            ds16 = round16(widen(p) * dp, dtype)
             dk1 = warpgroup_mma(gl.convert_layout(ds16, left1), q1, dk1, is_async=True)
             if D2 > 0:
                 dk2 = warpgroup_mma(gl.convert_layout(ds16, left2), q2, dk2, is_async=True)
@@ -235,6 +276,7 @@ def keys_kernel(
     do_desc, do2_desc, dto_desc, dto2_desc, dk_desc, dk2_desc, dv_desc, dv2_desc, dtk_desc, dtk2_desc, dtv_desc,
     dtv2_desc, stats_desc, scale, B, H, N_Q, N_KV, PADDED, PLANE,
     D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, EVEN: gl.constexpr,
+    EARLY: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """dk, dv, dtk, dtv from the row statistics that `queries_kernel` wrote."""
     dtype: gl.constexpr = q_desc.dtype
@@ -272,10 +314,10 @@ def keys_kernel(
         [
             (_probabilities, (dv_desc, dv2_desc, dtv_desc, dtv2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem,
                               p_smem, kv_ready, kv_empty, ready, empty, p_ready, p_empty, scale, units, H, positions,
-                              steps, N_KV, D1, D2, STAGES, KEY_BUFFERS, EVEN)),
+                              steps, N_KV, D1, D2, STAGES, KEY_BUFFERS, EVEN, EARLY, HELD)),
             (_gradients, (dk_desc, dk2_desc, dtk_desc, dtk2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem,
                           p_smem, kv_ready, kv_empty, ready, empty, p_ready, p_empty, scale, units, H, positions,
-                          steps, D1, D2, STAGES, KEY_BUFFERS)),
+                          steps, D1, D2, STAGES, KEY_BUFFERS, EARLY, HELD)),
             (_produce_keys, (k_desc, k2_desc, tk_desc, tk2_desc, v_desc, v2_desc, tv_desc, tv2_desc, kv_smem, kv_smem2,
                              kv_ready, kv_empty, units, H, positions, D1, D2, KEY_BUFFERS)),
             (_produce_queries, (q_desc, q2_desc, tq_desc, tq2_desc, do_desc, do2_desc, dto_desc, dto2_desc, stats_desc,

@@ -12,7 +12,19 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from .hopper_tiles import LOG2E, load_parts, part1, part2, product, put_parts, store_parts, sync_threads
+from .hopper_tiles import (
+    LOG2E,
+    REST_SCALE,
+    load_parts,
+    part1,
+    part2,
+    product,
+    put_parts,
+    round16,
+    store_parts,
+    sync_threads,
+    widen,
+)  # fmt: skip
 
 
 @gluon.jit
@@ -59,7 +71,8 @@ def _produce(
 
 @gluon.jit
 def _row_sums(
-    O, TO, o_n, smem, tile, rows, N_Q, FIRST: gl.constexpr, HEAD: gl.constexpr, WIDTH: gl.constexpr,
+    O, TO, REST, o_n, smem, tile, rows, N_Q, FIRST: gl.constexpr, HEAD: gl.constexpr, WIDTH: gl.constexpr,
+    HAS_REST: gl.constexpr,
 ):  # fmt: skip
     """rowsum(dto*o) and rowsum(do*o) + rowsum(dto*to) over the columns FIRST.. of 64 rows."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
@@ -70,6 +83,10 @@ def _row_sums(
     inside = (row[:, None] < N_Q) & (columns < HEAD)
     o = gl.load(O + at, mask=inside, other=0.0).to(gl.float32)
     to = gl.load(TO + at, mask=inside, other=0.0).to(gl.float32)
+    if HAS_REST:
+        rest = REST + row[:, None] * (2 * HEAD) + columns
+        o += gl.load(rest, mask=inside, other=0.0).to(gl.float32) * (1 / REST_SCALE)
+        to += gl.load(rest + HEAD, mask=inside, other=0.0).to(gl.float32) * (1 / REST_SCALE)
     dto = smem.index(tile + 2).reshape([64, WIDTH]).load(layout).to(gl.float32)
     do = smem.index(tile + 3).reshape([64, WIDTH]).load(layout).to(gl.float32)
     target: gl.constexpr = rows.type.layout
@@ -79,10 +96,10 @@ def _row_sums(
 
 @gluon.jit
 def _consume(
-    dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2,
-    q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, PADDED, PLANE,
+    dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem, q_smem2, kv_smem,
+    kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, PADDED, PLANE,
     W: gl.constexpr, HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr,
-    BUFFERS: gl.constexpr, EVEN: gl.constexpr,
+    BUFFERS: gl.constexpr, EVEN: gl.constexpr, EARLY: gl.constexpr, HELD: gl.constexpr, HAS_REST: gl.constexpr,
 ):  # fmt: skip
     W2: gl.constexpr = D2 if D2 > 0 else 16
     SPLIT: gl.constexpr = 2 if D2 > 0 else 1
@@ -106,11 +123,14 @@ def _consume(
         at = 8 * buffer + 4 * W
         mbarrier.wait(q_ready.index(buffer), (turn // BUFFERS) & 1)
         start = (b.to(gl.int64) * o_b + h.to(gl.int64) * o_h) * 8
-        d1, d2 = _row_sums(O + start, TO + start, o_n, q_smem, at, rows, N_Q, 0, HEAD, D1)
+        rest = REST
+        if HAS_REST:
+            rest += bh.to(gl.int64) * N_Q * (2 * HEAD)
+        d1, d2 = _row_sums(O + start, TO + start, rest, o_n, q_smem, at, rows, N_Q, 0, HEAD, D1, HAS_REST)
         if D2 > 0:
-            d1_rest, d2_rest = _row_sums(O + start, TO + start, o_n, q_smem2, at, rows, N_Q, D1, HEAD, D2)
-            d1 += d1_rest
-            d2 += d2_rest
+            more1, more2 = _row_sums(O + start, TO + start, rest, o_n, q_smem2, at, rows, N_Q, D1, HEAD, D2, HAS_REST)
+            d1 += more1
+            d2 += more2
         source = bh.to(gl.int64) * N_Q + rows
         lse = gl.load(LSE + source, mask=live, other=float("inf")) * LOG2E
         mu = gl.load(MU + source, mask=live, other=0.0)
@@ -123,31 +143,56 @@ def _consume(
         dtq1 = gl.full([64, D1], 0.0, gl.float32, wide1)
         dq2 = gl.full([64, W2], 0.0, gl.float32, wide2)
         dtq2 = gl.full([64, W2], 0.0, gl.float32, wide2)
+        held: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
+        q1 = part1(q_smem, at, D1)
+        tq1 = part1(q_smem, at + 1, D1)
+        dto1 = part1(q_smem, at + 2, D1)
+        do1 = part1(q_smem, at + 3, D1)
+        if HELD >= 1:
+            q1 = q1.load(held)
+        if HELD >= 2:
+            dto1 = dto1.load(held)
+        if HELD >= 3:
+            tq1 = tq1.load(held)
+        if HELD >= 4:
+            do1 = do1.load(held)
         for step in range(steps):
             slot = count % SLOTS
+            other = (count + 1) % SLOTS
             mbarrier.wait(ready.index(slot), (count // SLOTS) & 1)
-            s = product(q_smem, q_smem2, at, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
-            ts = product(q_smem, q_smem2, at + 1, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
-            ts = product(q_smem, q_smem2, at, kv_smem, kv_smem2, 2 * slot + 1, ts, False, D1, D2)
-            s = warpgroup_mma_wait(2 * SPLIT, [s])
+            k1 = part1(kv_smem, 2 * slot, D1)
+            tk1 = part1(kv_smem, 2 * slot + 1, D1)
+            s = product(q1, q_smem2, at, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
+            ts = product(tq1, q_smem2, at + 1, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
+            ts = product(q1, q_smem2, at, kv_smem, kv_smem2, 2 * slot + 1, ts, False, D1, D2)
+            if EARLY:
+                mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
+                c = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
+                s = warpgroup_mma_wait(3 * SPLIT, [s])
+            else:
+                s = warpgroup_mma_wait(2 * SPLIT, [s])
             p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
             if not EVEN:
                 keys = step * 64 + gl.arange(0, 64, gl.SliceLayout(0, layout))
                 p = gl.where(keys[None, :] < N_KV, p, 0.0)
-            p16 = p.to(dtype)
-            ts = warpgroup_mma_wait(0, [ts])
-            b16 = (ts * scale - mu[:, None]).to(dtype)
-            other = (count + 1) % SLOTS
-            mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
-            c = product(q_smem, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
-            k1 = part1(kv_smem, 2 * slot, D1)
-            tk1 = part1(kv_smem, 2 * slot + 1, D1)
+            p16 = round16(p, dtype)
+            if EARLY:
+                ts = warpgroup_mma_wait(SPLIT, [ts])
+                b16 = round16(ts * scale - mu[:, None], dtype)
+            else:
+                ts = warpgroup_mma_wait(0, [ts])
+                mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
+                c = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
+                b16 = round16(ts * scale - mu[:, None], dtype)
             c = warpgroup_mma_wait(0, [c]) - d1[:, None]
-            dts16 = (p16.to(gl.float32) * c).to(dtype)
+            if not EARLY:
+                dts16 = round16(widen(p16) * c, dtype)
             # dP runs beside the products of dtS, which do not need it.
-            dp = b16.to(gl.float32) * c - d2[:, None]
-            dp = product(q_smem, q_smem2, at + 3, kv_smem, kv_smem2, 2 * other, dp, False, D1, D2)
-            dp = product(q_smem, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other + 1, dp, False, D1, D2)
+            dp = widen(b16) * c - d2[:, None]
+            dp = product(do1, q_smem2, at + 3, kv_smem, kv_smem2, 2 * other, dp, False, D1, D2)
+            dp = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other + 1, dp, False, D1, D2)
+            if EARLY:
+                dts16 = round16(widen(p16) * c, dtype)
             dts_left = gl.convert_layout(dts16, left1)
             dtq1 = warpgroup_mma(dts_left, k1, dtq1, is_async=True)
             dq1 = warpgroup_mma(dts_left, tk1, dq1, is_async=True)
@@ -160,7 +205,7 @@ def _consume(
             dp = warpgroup_mma_wait(2 * SPLIT, [dp])
             sync_threads()
             mbarrier.arrive(empty.index(other), count=1)
-            ds16 = (p16.to(gl.float32) * dp).to(dtype)
+            ds16 = round16(widen(p16) * dp, dtype)
             dq1 = warpgroup_mma(gl.convert_layout(ds16, left1), k1, dq1, is_async=True)
             if D2 > 0:
                 dq2 = warpgroup_mma(gl.convert_layout(ds16, left2), k2, dq2, is_async=True)
@@ -186,10 +231,10 @@ def _consume(
 @gluon.jit(do_not_specialize=["B", "H", "N_Q", "N_KV", "PADDED", "PLANE"])
 def queries_kernel(
     q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc, tv_desc, tv2_desc,
-    do_desc, do2_desc, dto_desc, dto2_desc, dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS,
+    do_desc, do2_desc, dto_desc, dto2_desc, dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS,
     o_b, o_h, o_n, scale, B, H, N_Q, N_KV, PADDED, PLANE,
     HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr, BUFFERS: gl.constexpr,
-    EVEN: gl.constexpr,
+    EVEN: gl.constexpr, EARLY: gl.constexpr, HELD: gl.constexpr, HAS_REST: gl.constexpr,
 ):  # fmt: skip
     """dq, dtq, and STATS [4, B*H, PADDED] = logsumexp in base 2, mu, d1, d2 for `keys_kernel`.
 
@@ -220,12 +265,12 @@ def queries_kernel(
     sync_threads()
     gl.warp_specialize(
         [
-            (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS, o_b, o_h, o_n, q_smem, q_smem2,
-                        kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV,
-                        PADDED, PLANE, 0, HEAD, D1, D2, SLOTS, BUFFERS, EVEN)),
-            (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, STATS, o_b, o_h, o_n, q_smem, q_smem2,
-                        kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV,
-                        PADDED, PLANE, 1, HEAD, D1, D2, SLOTS, BUFFERS, EVEN)),
+            (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem,
+                        q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps,
+                        N_Q, N_KV, PADDED, PLANE, 0, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, EARLY, HELD, HAS_REST)),
+            (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem,
+                        q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps,
+                        N_Q, N_KV, PADDED, PLANE, 1, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, EARLY, HELD, HAS_REST)),
             (_produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
                         tv_desc, tv2_desc, do_desc, do2_desc, dto_desc, dto2_desc, q_smem, q_smem2, kv_smem, kv_smem2,
                         q_ready, q_empty, ready, empty, tiles, H, blocks, steps, D1, D2, SLOTS, BUFFERS)),

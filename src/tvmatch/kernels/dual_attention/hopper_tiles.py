@@ -10,8 +10,31 @@ from triton.experimental.gluon.language.nvidia.hopper import tma, warpgroup_mma
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
+REST_SCALE = gl.constexpr(256.0)  # see rest.py
 # Triton 3.8 renamed it.
 sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+
+
+@gluon.jit
+def round16(x, dtype: gl.constexpr):
+    """float32 to 16 bits, two at a time.
+
+    Where a result is widened again later, the compiler converts one by one, hence the assembly.
+    """
+    if dtype == gl.bfloat16:
+        return gl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], gl.bfloat16, True, 2)
+    else:
+        return gl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], gl.float16, True, 2)
+
+
+@gluon.jit
+def widen(x):
+    """16 bits to float32: one instruction a number for bfloat16, where the compiler takes one and a half."""
+    if x.dtype == gl.bfloat16:
+        both: gl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+        return gl.inline_asm_elementwise(both, "=r,=r,r", [x], gl.float32, True, 2)
+    else:
+        return x.to(gl.float32)
 
 
 @gluon.jit
@@ -35,9 +58,12 @@ def part2(smem2, tile, D2: gl.constexpr):
 
 
 @gluon.jit
-def product(x, x2, i, y, y2, j, acc, FIRST: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr):
-    """Start acc += x_i y_j^T (acc = x_i y_j^T with FIRST) over both parts of the head."""
-    acc = warpgroup_mma(part1(x, i, D1), part1(y, j, D1).permute((1, 0)), acc, use_acc=not FIRST, is_async=True)
+def product(x1, x2, i, y, y2, j, acc, FIRST: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr):
+    """Start acc += x y_j^T (acc = x y_j^T with FIRST) over both parts of the head.
+
+    The first part of x comes as a tile or in registers, the second is tile i.
+    """
+    acc = warpgroup_mma(x1, part1(y, j, D1).permute((1, 0)), acc, use_acc=not FIRST, is_async=True)
     if D2 > 0:
         acc = warpgroup_mma(part2(x2, i, D2), part2(y2, j, D2).permute((1, 0)), acc, is_async=True)
     return acc

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .rest import empty_rest, fill_rest, restored
+
 # Score elements per chunk: six live [rows, keys] temporaries of 2^20 elements are 24 MiB in float32, about a last-level
 # cache; larger chunks ran slower on CPUs, smaller ones pay more operator calls.
 _CHUNK_ELEMENTS = 1 << 20
@@ -91,7 +93,8 @@ def dual_attention_forward(
     kv_lengths: Tensor | None,
     scale: float,
     causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep_rest: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Attention and its directional derivative.
 
     Equations::
@@ -104,10 +107,11 @@ def dual_attention_forward(
         kv_lengths: [B] number of keys each sample sees, or None for all.
         scale: factor of the logits.
         causal: query i sees keys 0..i (aligned at the start, like PyTorch's ``is_causal``).
+        keep_rest: keep what rounding o and to to 16 bits drops, for an exact backward.
 
     Returns:
         o, to [B, H, N_q, D] in the dtype of q; logsumexp of the logits (natural logarithm) and mu, [B, H, N_q], in the
-        computing dtype (float64 for float64, else float32).
+        computing dtype (float64 for float64, else float32); the rest of ``rest.py``.
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     B, H, n_q, _ = q.shape
@@ -146,7 +150,10 @@ def dual_attention_forward(
         lse, mu = fq.new_empty(fq.shape[:2]), fq.new_empty(fq.shape[:2])
         for b, r in slices:
             o[b, r], to[b, r], lse[b, r], mu[b, r] = one(b, r)
-    return _like(o, q), _like(to, q), lse.view(B, H, n_q), mu.view(B, H, n_q)
+    rounded = _like(o, q), _like(to, q)
+    rest = empty_rest(rounded[0], keep_rest)
+    fill_rest(rest, (o, to), rounded)
+    return *rounded, lse.view(B, H, n_q), mu.view(B, H, n_q), rest
 
 
 def dual_attention_backward(
@@ -161,6 +168,7 @@ def dual_attention_backward(
     to: Tensor,
     lse: Tensor,
     mu: Tensor,
+    rest: Tensor,
     do: Tensor,
     dto: Tensor,
     scale: float,
@@ -183,7 +191,7 @@ def dual_attention_backward(
     B, H, n_q, _ = q.shape
     n_kv = k.shape[2]
     lengths = _expand_lengths(kv_lengths, H)
-    fq, ftq, fo, fto, fdo, fdto = (_flatten(x, dtype) for x in (q, tq, o, to, do, dto))
+    fq, ftq, fo, fto, fdo, fdto = (_flatten(x, dtype) for x in (q, tq, *restored(o, to, rest, dtype), do, dto))
     fk, fv, ftk, ftv = (_clear_padding(_flatten(x, dtype), lengths) for x in (k, v, tk, tv))
     flse, fmu = lse.reshape(B * H, n_q, 1), mu.reshape(B * H, n_q, 1)
     d1 = (fdto * fo).sum(-1, keepdim=True)

@@ -16,8 +16,11 @@ import triton
 from torch import Tensor
 
 from . import hopper
-from .triton_backward import deltas_kernel, keys_kernel, queries_kernel
+from .rest import as_float8, empty_rest
+from .triton_backward import deltas_kernel
 from .triton_forward import forward_kernel
+from .triton_keys import keys_kernel
+from .triton_queries import queries_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -142,31 +145,32 @@ def _round_up_log(n: int) -> int:
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None,
-    kv_lengths: Tensor | None, scale: float, causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """o, to, logsumexp, mu: the same contract as `reference.dual_attention_forward`."""
+    kv_lengths: Tensor | None, scale: float, causal: bool, keep_rest: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """o, to, logsumexp, mu, rest: the same contract as `reference.dual_attention_forward`."""
     if hopper.takes((q, k, v, tq, tk, tv), kv_lengths, causal):
-        return hopper.forward(q, k, v, tq, tk, tv, scale)
+        return hopper.forward(q, k, v, tq, tk, tv, scale, keep_rest)
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
     o, to = torch.empty_like(q), torch.empty_like(q)
     lse = torch.empty((B, H, n_q), device=q.device, dtype=torch.float32)
-    mu = torch.empty_like(lse)
+    mu, rest = torch.empty_like(lse), empty_rest(o, keep_rest)
     d1, d2 = split_head(D)
     tensors = (q, k, v, tq, tk, tv, o, to)
     vec, precision = _vec(*tensors), _precision(q)
 
     def launch(c: Config) -> None:
         forward_kernel[(triton.cdiv(n_q, c.BM) * B * H,)](
-            q, k, v, tq, tk, tv, o, to, lse, mu, kv_lengths, *_strides(vec, *tensors), scale, H, n_q, n_kv,
+            q, k, v, tq, tk, tv, o, to, lse, mu, as_float8(rest), kv_lengths, *_strides(vec, *tensors), scale, H, n_q,
+            n_kv,
             D=D, D1=d1, D2=d2, BM=c.BM, BN=c.BN, HAS_TQ=tq is not None, HAS_TK=tk is not None,
             HAS_TV=tv is not None, HAS_LENGTHS=kv_lengths is not None, CAUSAL=causal, EVEN_KV=n_kv % c.BN == 0,
-            VEC=vec, PRECISION=precision, num_warps=c.num_warps, num_stages=c.num_stages,
+            VEC=vec, PRECISION=precision, HAS_REST=rest.shape[-1] > 0, num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
 
     table = _FLOAT32 if q.dtype == torch.float32 else _FORWARD
     launch(_choose(("forward", *_problem(q, k, tq, tk, tv, causal)), table, d1 + d2, launch))
-    return o, to, lse, mu
+    return o, to, lse, mu, rest
 
 
 def _problem(q: Tensor, k: Tensor, tq, tk, tv, causal: bool) -> tuple:
@@ -179,12 +183,12 @@ def _problem(q: Tensor, k: Tensor, tq, tk, tv, causal: bool) -> tuple:
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None,
-    kv_lengths: Tensor | None, o: Tensor, to: Tensor, lse: Tensor, mu: Tensor, do: Tensor, dto: Tensor,
-    scale: float, causal: bool,
+    kv_lengths: Tensor | None, o: Tensor, to: Tensor, lse: Tensor, mu: Tensor, rest: Tensor, do: Tensor,
+    dto: Tensor, scale: float, causal: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the same contract as `reference.dual_attention_backward`."""
     if hopper.takes((q, k, v, tq, tk, tv, o, to, do, dto), kv_lengths, causal):
-        return hopper.backward(q, k, v, tq, tk, tv, o, to, lse, mu, do, dto, scale)
+        return hopper.backward(q, k, v, tq, tk, tv, o, to, lse, mu, rest, do, dto, scale)
     B, H, n_q, D = q.shape
     n_kv = k.shape[2]
     grads = tuple(None if x is None else torch.empty_like(x) for x in (q, k, v, tq, tk, tv))
@@ -194,8 +198,8 @@ def backward(
     inputs = (q, k, v, tq, tk, tv, do, dto)
     vec, precision = _vec(*inputs, *grads, o, to), _precision(q)
     deltas_kernel[(triton.cdiv(n_q, 64) * B * H,)](
-        o, to, do, dto, row_d1, row_d2, *_strides(vec, o, to, do, dto), H, n_q,
-        D=D, WIDTH=triton.next_power_of_2(D), BM=64, VEC=vec,
+        o, to, as_float8(rest), do, dto, row_d1, row_d2, *_strides(vec, o, to, do, dto), H, n_q,
+        D=D, WIDTH=triton.next_power_of_2(D), BM=64, VEC=vec, HAS_REST=rest.shape[-1] > 0,
     )  # fmt: skip
     flags = {
         "D": D, "D1": d1, "D2": d2, "HAS_TQ": tq is not None, "HAS_TK": tk is not None, "HAS_TV": tv is not None,

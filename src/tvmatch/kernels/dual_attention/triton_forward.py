@@ -13,6 +13,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+REST_SCALE = tl.constexpr(256.0)  # see rest.py
 
 
 @triton.jit
@@ -59,14 +60,27 @@ def store_tile(
 
 
 @triton.jit
+def store_rest(
+    REST, row, valid, x, y, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+    dtype: tl.constexpr,
+):  # fmt: skip
+    """What rounding o and to to `dtype` drops."""
+    columns = FIRST + tl.arange(0, WIDTH)
+    inside = valid[:, None] & (columns[None, :] < D)
+    at = REST + row[:, None] * (2 * D) + columns[None, :]
+    tl.store(at, ((x - x.to(dtype).to(tl.float32)) * REST_SCALE).to(tl.float8e5), mask=inside)
+    tl.store(at + D, ((y - y.to(dtype).to(tl.float32)) * REST_SCALE).to(tl.float8e5), mask=inside)
+
+
+@triton.jit
 def forward_kernel(
-    Q, K, V, TQ, TK, TV, O, TO, LSE, MU, LENGTHS,
+    Q, K, V, TQ, TK, TV, O, TO, LSE, MU, REST, LENGTHS,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, tq_b, tq_h, tq_n, tk_b, tk_h, tk_n, tv_b, tv_h, tv_n,
     o_b, o_h, o_n, to_b, to_h, to_n,
     scale, H, N_Q, N_KV,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     HAS_TQ: tl.constexpr, HAS_TK: tl.constexpr, HAS_TV: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    CAUSAL: tl.constexpr, EVEN_KV: tl.constexpr, VEC: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, EVEN_KV: tl.constexpr, VEC: tl.constexpr, PRECISION: tl.constexpr, HAS_REST: tl.constexpr,
 ):  # fmt: skip
     """One program: BM queries of one (sample, head) against all keys that they see."""
     MOVES: tl.constexpr = HAS_TQ or HAS_TK  # the scores have a tangent
@@ -181,13 +195,19 @@ def forward_kernel(
     mu_rounded = mu_rounded * inverse
     O = head_start(O, b, h, o_b, o_h, VEC)
     TO = head_start(TO, b, h, to_b, to_h, VEC)
+    row = bh.to(tl.int64) * N_Q + rows
     o1 = acc1 * inverse[:, None]
+    to1 = tacc1 * inverse[:, None] - mu_rounded[:, None] * o1
     store_tile(O, rows, o_n, live, o1, 0, D1, D, VEC)
-    store_tile(TO, rows, to_n, live, tacc1 * inverse[:, None] - mu_rounded[:, None] * o1, 0, D1, D, VEC)
+    store_tile(TO, rows, to_n, live, to1, 0, D1, D, VEC)
+    if HAS_REST:
+        store_rest(REST, row, live, o1, to1, 0, D1, D, O.dtype.element_ty)
     if D2 > 0:
         o2 = acc2 * inverse[:, None]
+        to2 = tacc2 * inverse[:, None] - mu_rounded[:, None] * o2
         store_tile(O, rows, o_n, live, o2, D1, D2, D, VEC)
-        store_tile(TO, rows, to_n, live, tacc2 * inverse[:, None] - mu_rounded[:, None] * o2, D1, D2, D, VEC)
-    row = bh.to(tl.int64) * N_Q + rows
+        store_tile(TO, rows, to_n, live, to2, D1, D2, D, VEC)
+        if HAS_REST:
+            store_rest(REST, row, live, o2, to2, D1, D2, D, O.dtype.element_ty)
     tl.store(LSE + row, (m + tl.log2(l)) * LN2, mask=live)
     tl.store(MU + row, mu, mask=live)
