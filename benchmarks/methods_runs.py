@@ -74,14 +74,14 @@ class Training:
     ) -> tuple[FlowMap, dict[str, Any]]:
         """Train on batches of `draw(step)`; the judged average, and what the training was."""
         flow, step = objective.flow, 0
-        objective(*draw(0)).loss.backward()  # what a process does once is no part of the training
-        began = time.process_time()
         ema = EvaluationEma(flow, (self.ema,))
+        _do_once(objective, draw)
         parameters = list(objective.trained().values())
         optimizer = torch.optim.AdamW(
             parameters, lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         target_ema = self.target_ema if method.target_ema is None else method.target_ema
+        began = time.process_time()
         while (done := self.progress(step, began)) < 1:
             for group in optimizer.param_groups:  # a short warm-up; in the second half a fall to zero
                 group["lr"] = self.learning_rate * min(1.0, (step + 1) / self.warmup, 2 * (1 - done))
@@ -104,6 +104,15 @@ class Training:
         if self.seconds is not None:
             return (time.process_time() - began) / self.seconds
         return step / self.steps
+
+
+def _do_once(objective: Objective, draw: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+    """What a process does once (PyTorch imports its compiler with the first step of an optimiser) is no part of the
+    first training in it."""
+    objective(*draw(0)).loss.backward()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], fused=True).step()
 
 
 def add_options(parser: argparse.ArgumentParser, seconds: float, out: Path, data: Sequence[str] = ()) -> None:
