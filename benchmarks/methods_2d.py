@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The methods side by side on points in the plane: W2 to the data of 1, 2 and 4 calls.
 
-    python benchmarks/methods_2d.py --workers 14            (11 methods and 3 variants, 3 data sets, 3 seeds: 126 runs)
+    python benchmarks/methods_2d.py --workers 14            (11 methods and 4 variants, 3 data sets, 3 seeds: 135 runs)
     python benchmarks/methods_2d.py --plot benchmarks/results/methods_2d.json
 
 Every method trains the same MLP on the same data for equal CPU time (or equal `--steps`), with the shares and times of
@@ -83,7 +83,7 @@ def plot(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, 20.0, Path("benchmarks/results/methods_2d.json"), tuple(DATA))
+    add_options(parser, 18.0, Path("benchmarks/results/methods_2d.json"), tuple(DATA))
     parser.add_argument("--points", type=int, default=2000, help="samples of the assignment")
     parser.add_argument("--hidden", type=int, default=64)
     options = parser.parse_args()

@@ -47,6 +47,7 @@ class Method:
 
 METHODS = {name: Method(name) for name in FORWARD_PASSES}
 VARIANTS = {
+    "terminal-velocity, target 0": Method("terminal-velocity", target_ema=0.0),
     "terminal-velocity, target 0.9": Method("terminal-velocity", target_ema=0.9),
     "terminal-velocity, target 0.99": Method("terminal-velocity", target_ema=0.99),
     "mean-flow, no adaptive weight": Method("mean-flow", plain=True),
