@@ -34,7 +34,7 @@ def test_out_in_a_new_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--nfe"], "got []"),
         (["--w", "1.5", "0"], "w must be positive and finite"),
         (["--samples", "1"], "at least 2 samples, got 1"),
-        (["--seed", "-1"], "seed must be 0 to 2^63 - 1, got -1"),
+        (["--seeds", "-1"], "seed must be 0 to 2^63 - 1, got -1"),
         (["--ema", "0.7"], "keeps averages of decay 0.5, 0.9, not 0.7"),
         (["--out", "figures.txt"], "--out figures.txt: give a name that ends in .json"),
         (["--out", "folder.json"], "--out folder.json is a folder that exists"),

@@ -8,6 +8,7 @@ OUT/rows, OUT/unfinished, OUT/statistics.safetensors   what a run that was kille
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,8 @@ def _write(out: Path, folder: Path, told: dict[str, Any]) -> None:
     write_text(out, json.dumps(told, indent=1) + "\n")
     write_text(folder / "table.md", tradeoff.table(told["rows"]))
     tradeoff.plot(told["rows"], folder / "tradeoff.png")
+    with suppress(OSError):  # empty now
+        (folder / "unfinished").rmdir()
 
 
 def _training_data(run: Path, trained: TrainedRun) -> tuple[Source | None, str]:

@@ -1,0 +1,36 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import assert_one_line, tvmatch
+
+SMALL = ("--network", "DiT-Digits/8", "--image-size", "8", "--channels", "1", "--classes", "3", "--device", "cpu")
+
+
+def test_it_prints_and_writes_a_row_for_each_batch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "new" / "rows.json"
+    answer = tvmatch(capsys, "bench", "sample", *SMALL, "--batch-size", "1", "3", "--commit", "abc", "--out", out)
+    assert answer.code == 0
+    assert answer.out.count("images/s") == 2
+    told = json.loads(out.read_text())
+    assert (told["device"], told["commit"]) == ("cpu", "abc")
+    assert [(row["mode"], row["batch"]) for row in told["rows"]] == [("eager", 1), ("eager", 3)]
+    for row in told["rows"]:
+        assert row["images_per_second"] > 0
+        assert row["milliseconds_90"] >= row["milliseconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "batch-size and nfe must be at least 1, got [0] and 1"),
+        (["--nfe", "0"], "got [1, 64, 256] and 0"),
+        (["--network", "DiT-S/3"], "no network is called 'DiT-S/3'"),
+        (["--w", "0"], "w must be positive and finite"),
+        (["--modes", "graph"], "--modes graph: a recorded sampler needs a GPU"),
+        (["--out", "rows.txt"], "give a name that ends in .json"),
+    ],
+)
+def test_bad_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert_one_line(tvmatch(capsys, "bench", "sample", *SMALL, *options), message)
