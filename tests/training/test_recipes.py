@@ -73,7 +73,7 @@ def test_the_cost_is_that_of_the_fastest_measured_step_of_the_same_kind():
     assert projected_gpu_hours(recipe, rows) == pytest.approx(300_000 * 2048 / 200 / 3600)
 
 
-@pytest.mark.parametrize("name", ["imagenet256.sh", "imagenet512.sh", "cifar10.sh", "pictures.sh"])
+@pytest.mark.parametrize("name", ["imagenet256.sh", "imagenet512.sh", "cifar10.sh", "cifar10_1gpu.sh", "pictures.sh"])
 def test_run_scripts_are_sound_and_name_recipes_that_exist(name):
     script = RUNS / name
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
