@@ -98,12 +98,14 @@ def draw(name: str, study: Study, table: list[dict[str, Any]], path: Path) -> No
     lines = len({row["w"] for row in rows}) > 3
     height = 4.2 if lines else 1.4 + 0.55 * len(study.variants)
     figure = Figure(figsize=(6.2 * len(metrics), max(height, 2.6)), layout="constrained")
-    for axis, (metric, larger) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, (metric, larger) in zip(axes, metrics.items(), strict=True):
         _draw_lines(axis, rows, metric) if lines else _draw_bars(axis, rows, metric)
         better = "higher" if larger else "lower"
         (axis.set_ylabel if lines else axis.set_xlabel)(f"{LABELS[metric]} ({better} is better)")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+    legend = {"loc": "outside lower center", "frameon": False, "fontsize": 8, "handlelength": 4}
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=6, **legend)
     seeds = max(row["seeds"] for row in rows)
     figure.suptitle(f"{study.title} ({study.task}, {seeds} seed{'s' if seeds > 1 else ''}, bars: deviation)")
     with replacing(path) as file:
