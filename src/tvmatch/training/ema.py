@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tvmatch.flow_map import FlowMap
+from tvmatch.kernels.averages import move_averages
 
 
 @torch.no_grad()
@@ -17,30 +18,12 @@ def move_towards(averages: Sequence[tuple[nn.Module, float]], source: nn.Module,
 
     With `skip`, a float32 number on the device of the weights, nothing moves where it is 1: the host need not know.
     """
-    weights = local_parameters(source)
-    if skip is None:
-        moving = [value for average, _ in averages for value in local_parameters(average)]
-        shares = [1 - decay for _, decay in averages for _ in weights]
-        torch._foreach_lerp_(moving, weights * len(averages), shares)
-        return
-    # An average is a step of gradient descent, x <- x - (d - 1) (source - x): source is the gradient, -1 the weight
-    # decay, d - 1 the learning rate. PyTorch's fused step is one kernel for all weights and looks at `found_inf` on the
-    # device. Its rounding leaves some 1e-7 of a large x at decay 0, which a second step takes away: then it is a copy.
-    for average, decay in averages:
-        for _ in range(2 if decay == 0 else 1):
-            torch._fused_sgd_(
-                local_parameters(average),
-                weights,
-                [],
-                weight_decay=-1.0,
-                momentum=0.0,
-                lr=decay - 1,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                found_inf=skip,
-            )
+    move_averages(
+        local_parameters(source),
+        [local_parameters(average) for average, _ in averages],
+        [1 - decay for _, decay in averages],
+        skip,
+    )
 
 
 def local_parameters(module: nn.Module) -> list[Tensor]:
