@@ -69,8 +69,8 @@ def measure(batch: int, tokens: int, size: int, heads: int, rate: float) -> list
             lambda: ops.modulated_norm_backward([x, scale], [tx, tscale], [gy, gh, gty, gth], 1e-6),
             14,
         ),
-        "heads, pair": (lambda: ops.head_norm(qkv, tqkv, weight, weight, heads, 1e-6, False), 8),
-        "heads, with values": (lambda: ops.head_norm(qkv, None, weight, weight, heads, 1e-6, True), 6),
+        "heads, pair": (lambda: ops.head_norm(qkv, tqkv, weight, weight, heads, 1e-6), 8),
+        "heads": (lambda: ops.head_norm(qkv, None, weight, weight, heads, 1e-6), 4),
         "heads, pair, backward": (lambda: ops.head_norm_backward(qkv, tqkv, weight, weight, g, heads, 1e-6), 16),
         "heads, backward": (lambda: ops.head_norm_backward(qkv, None, weight, weight, g[:3], heads, 1e-6), 8),
     }

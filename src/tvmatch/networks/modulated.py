@@ -107,8 +107,10 @@ class ModulatedNetwork(Network):
             c, tc = self.conditioning(t, s, 1 / w, label), None
         else:
             c, tc = self.conditioning(t, s, 1 / w, label, tangents=(tangents.t, tangents.s, None, None))
-        # a zero tangent for the first block is a real tensor: all blocks are then called alike, and compile once
-        th = torch.zeros_like(h) if tangents.x is None else self.to_tokens(tangents.x) @ self.patches.weight.T
+        if tangents.x is not None:
+            th = self.to_tokens(tangents.x) @ self.patches.weight.T
+        else:  # zeros that look like the tangents between blocks: all blocks are then called alike, and compile once
+            th = torch.zeros_like(h).requires_grad_(h.requires_grad)
         for block in self.blocks:
             h, th = block(h, c, tangents=(th, tc))
         y, ty = self.final(h, c, tangents=(th, tc))

@@ -116,7 +116,11 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
     objective = build_objective(config, flow)
     ema = EvaluationEma(flow, config.evaluation_ema)
     prepare_objective(
-        objective, compute_dtype(case.precision, device), should_compile(case.compile, device), case.recompute
+        objective,
+        compute_dtype(case.precision, device),
+        should_compile(case.compile, device),
+        case.recompute,
+        sharded=ranks.strategy == "fsdp",
     )
     module = distribute(objective, ema.flows.values(), ranks)
     parameters = list(objective.trained().values())

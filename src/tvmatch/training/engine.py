@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.objectives import Objective
 from tvmatch.training.config import Compile, Graphs, Precision, Recompute
+from tvmatch.training.weight_copies import WeightCopies
 
 Result = TypeVar("Result")
 
@@ -80,15 +81,21 @@ def recomputed(call: Callable[..., Result], recompute: Recompute) -> Callable[..
     return wrapped
 
 
-def prepare_objective(objective: Objective, dtype: torch.dtype | None, compiled: bool, recompute: Recompute) -> None:
-    """The same for the network that is trained and for its target, which never needs activations."""
+def prepare_objective(
+    objective: Objective, dtype: torch.dtype | None, compiled: bool, recompute: Recompute, sharded: bool = False
+) -> None:
+    """The same for the network that is trained and for its target, which never needs activations. `sharded`: their
+    weights will be spread over ranks, and so cannot be copied in 16 bits once a step."""
     prepare_network(objective.flow.network, dtype, compiled, recompute)
     if objective.target is not None:
         prepare_network(objective.target.network, dtype, compiled, "none")
+    if dtype is not None and not sharded:
+        WeightCopies(objective)
 
 
 def _keep_products() -> tuple:
-    """Selective recomputation: keep what products, attention and fused norms give; compute GELU and the like again."""
+    """Selective recomputation: keep what products, attention and fused norms give, and GELU's tangent; compute GELU
+    and the like again."""
     return create_selective_checkpoint_contexts(_policy)
 
 
@@ -104,6 +111,7 @@ def _products() -> frozenset:
             aten.mm.default,
             aten.addmm.default,
             aten.bmm.default,
+            aten.gelu_backward.default,  # the derivative times the tangent: two inputs to read again for one output
             aten._scaled_dot_product_flash_attention.default,
             aten._scaled_dot_product_efficient_attention.default,
             aten._scaled_dot_product_cudnn_attention.default,

@@ -49,7 +49,8 @@ def prepare(
     objective = build_objective(config, flow)
     ema = EvaluationEma(flow, config.evaluation_ema)
     dtype = compute_dtype(config.precision, device)
-    prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute)
+    sharded = ranks.strategy == "fsdp"
+    prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute, sharded)
     if objective.has_tangents:
         verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))

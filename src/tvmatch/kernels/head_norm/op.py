@@ -14,8 +14,7 @@ from tvmatch.kernels.elementwise import launches_triton, refuse_double_backward
 
 _library = torch.library.Library("tvmatch", "FRAGMENT")
 _library.define(
-    "head_norm(Tensor qkv, Tensor? tqkv, Tensor q_weight, Tensor k_weight, int heads, float eps, bool values) "
-    "-> Tensor[]",
+    "head_norm(Tensor qkv, Tensor? tqkv, Tensor q_weight, Tensor k_weight, int heads, float eps) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
@@ -42,7 +41,8 @@ def applies(qkv: Tensor, heads: int) -> bool:
 def normalised_heads(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed projection [B, N, 3 heads D] -> q, k, v [B, heads, N, D], q and k RMS-normalised with weights [D]."""
+    """Packed projection [B, N, 3 heads D] -> q, k, v [B, heads, N, D], q and k RMS-normalised with weights [D]; v is a
+    view of the projection."""
     return _NormalisedHeads.apply(qkv, q_weight, k_weight, heads, eps)
 
 
@@ -60,8 +60,7 @@ class _NormalisedHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(qkv, q_weight, k_weight)
         ctx.heads, ctx.eps = heads, eps
-        parts = torch.ops.tvmatch.head_norm(qkv, None, q_weight, k_weight, heads, eps, True)
-        return tuple(part.transpose(1, 2) for part in parts)
+        return *_normalised(qkv, None, q_weight, k_weight, heads, eps), _values(qkv, heads)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -94,8 +93,10 @@ class _DualAttentionOfQkv(torch.autograd.Function):
         return gqkv, gtqkv, *sums.sum(dim=0).unbind(), None, None
 
 
-def _normalised(qkv: Tensor, tqkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float) -> list[Tensor]:
-    parts = torch.ops.tvmatch.head_norm(qkv, tqkv, q_weight, k_weight, heads, eps, False)
+def _normalised(
+    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
+) -> list[Tensor]:
+    parts = torch.ops.tvmatch.head_norm(qkv, tqkv, q_weight, k_weight, heads, eps)
     return [part.transpose(1, 2) for part in parts]
 
 
@@ -113,31 +114,30 @@ def _merge(x: Tensor) -> Tensor:
 
 
 def _forward(
-    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float, values: bool
+    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
 ) -> list[Tensor]:
     from .triton import forward_kernel
 
-    outputs = _forward_fake(qkv, tqkv, q_weight, k_weight, heads, eps, values)
+    outputs = _forward_fake(qkv, tqkv, q_weight, k_weight, heads, eps)
     pair = tqkv is not None
-    kinds = 3 if values else 2
-    primal, tangent = outputs[:kinds], outputs[kinds:] or outputs[:kinds]
+    primal, tangent = outputs[:2], outputs[2:] or outputs[:2]
     qkv = qkv.contiguous()
     size = qkv.shape[-1] // (3 * heads)
     block, rows_of_tile, rows = _tile(qkv, heads, size)
     with torch.cuda.device_of(qkv):
         forward_kernel[(-(-rows // rows_of_tile),)](
             qkv, tqkv.contiguous() if pair else qkv, q_weight, k_weight,
-            primal[0], primal[1], primal[-1], tangent[0], tangent[1], tangent[-1], rows, eps,
-            HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, VALUES=values, PAIR=pair, num_warps=WARPS,
+            *primal, *tangent, rows, eps,
+            HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, PAIR=pair, num_warps=WARPS,
         )  # fmt: skip
     return outputs
 
 
 def _forward_fake(
-    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float, values: bool
+    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
 ) -> list[Tensor]:
     batch, tokens, width = qkv.shape
-    count = (3 if values else 2) * (1 if tqkv is None else 2)
+    count = 2 if tqkv is None else 4
     return [qkv.new_empty((batch, tokens, heads, width // (3 * heads))) for _ in range(count)]
 
 

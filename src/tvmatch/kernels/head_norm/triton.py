@@ -21,11 +21,10 @@ def _normalise(qkv, tqkv, weight, result, tresult, row, column, mask, inside, si
 
 @triton.jit
 def forward_kernel(
-    qkv, tqkv, q_weight, k_weight, q, k, v, tq, tk, tv, rows, eps,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    VALUES: tl.constexpr, PAIR: tl.constexpr,
+    qkv, tqkv, q_weight, k_weight, q, k, tq, tk, rows, eps,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
-    """Normalised q and k, and with VALUES a copy of v, [B, N, H, D] each."""
+    """Normalised q and k, [B, N, H, D] each."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     inside = column < SIZE
@@ -35,11 +34,6 @@ def forward_kernel(
     _normalise(qkv + source, tqkv + source, q_weight, q, tq, row, column, mask, inside, SIZE, eps, PAIR)
     source += part
     _normalise(qkv + source, tqkv + source, k_weight, k, tk, row, column, mask, inside, SIZE, eps, PAIR)
-    if VALUES:
-        source += part
-        tl.store(v + row * SIZE + column, tl.load(qkv + source, mask, 0.0), mask)
-        if PAIR:
-            tl.store(tv + row * SIZE + column, tl.load(tqkv + source, mask, 0.0), mask)
 
 
 @triton.jit
