@@ -14,6 +14,7 @@ from tvmatch.training import loop, saving
 from tvmatch.training.bench import StepCase, measure_step
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.ranks import join_ranks
+from tvmatch.training.schedule import Schedule
 
 SOURCE = digits_source()
 
@@ -30,7 +31,7 @@ def gradient(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
         state, header, module = loop.prepare(config, SOURCE, ranks)
         loop.resume(state, header, checkpoint, ranks)
         loaded = {name: whole(value) for name, value in state.tensors().items()}
-        run = loop._Run(config, SOURCE, state, header, module, ranks, False)
+        run = loop._Run(config, SOURCE, state, header, module, ranks, Schedule(config), False)
         images = torch.from_numpy(SOURCE.batch(run.stream.indices(state.step)))
         run.backward(images, torch.from_numpy(SOURCE.labels[run.stream.indices(state.step)]))
         named = state.objective.flow.named_parameters()

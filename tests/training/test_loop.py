@@ -253,7 +253,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(config.run)] == [f"step_{s:08d}" for s in (4, 6)]
     assert [line["step"] for line in metrics(config.run)] == [1, 2, 3, 4, 5, 6]
     assert set(metrics(config.run)[0]) == {
-        *("step", "loss", "terminal", "boundary", "gradient_norm", "output_rms", "slope_rms"),
+        *("step", "learning_rate", "loss", "terminal", "boundary", "gradient_norm", "output_rms", "slope_rms"),
         *("skipped_share", "skipped_total", "largest_attention_logit", "largest_attention_logit_by_block", "by_time"),
     }
     assert sorted(path.name for path in (config.run / "samples").iterdir()) == [
