@@ -140,3 +140,26 @@ def test_the_hash_of_a_folder_knows_names_and_contents(tmp_path: Path) -> None:
         (folder / name).write_text(text)
         hashes.add(sha256_of(folder))
     assert len(hashes) == 3
+
+
+class Precision(nn.Module):
+    """Gives what the settings of precision are while it runs, in place of features."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        whole = torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        return torch.full((len(x), 1), float(whole))
+
+
+def test_features_are_computed_in_whole_float32(tmp_path: Path) -> None:
+    network = FeatureNetwork(save_small(tmp_path / "small.pt"), Preprocessing(12), CPU)
+    network.module = Precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        assert network(pictures()).tolist() == [[1.0]] * 3
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -129,11 +129,12 @@ def _full_float32() -> Iterator[None]:
     """Convolutions and products in whole float32 (published figures are), and no kernels generated while running: they
     are made anew for every shape, which takes longer than they save."""
     with ExitStack() as stack:
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        stack.enter_context(torch.jit.optimized_execution(False))
-        before = torch.get_float32_matmul_precision()
+        # set one by one: `cudnn.flags` also resets the newer settings of precision, whose order of rank has changed
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
-        stack.callback(torch.set_float32_matmul_precision, before)
+        stack.enter_context(torch.jit.optimized_execution(False))
         yield
 
 
