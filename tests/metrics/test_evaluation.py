@@ -213,6 +213,21 @@ def test_samples_are_those_of_sample_whatever_the_batch(run: Path) -> None:
         assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
 
 
+def test_networks_without_blocks_stay_in_float32(run: Path, tmp_path: Path) -> None:
+    class Other(torch.nn.Module):
+        pass
+
+    trained = load_run(run)
+    plan = dataclasses.replace(PLAN, precision="bfloat16", calls=(1,), seeds=(0,))
+    evaluate(run, trained, network_of(run), plan, tmp_path / "low.json", ALONE)
+    assert json.loads((tmp_path / "low.json").read_text())["precision"] == "bfloat16"
+    assert trained.flow.network.blocks[0].mlp.fc1.compute_dtype == torch.bfloat16
+    trained.flow.network = Other()
+    assert evaluation._compute_in(trained, PLAN, ALONE) is None
+    with pytest.raises(ValueError, match="--precision bfloat16: Other computes in float32 only"):
+        evaluation._compute_in(trained, plan, ALONE)
+
+
 def test_one_seed_has_no_deviation() -> None:
     row = {"nfe": 1, "w": 2.0, "seed": 4, "frechet": 3.0, "nearest": {}}
     assert averaged([row]) == [{"nfe": 1, "w": 2.0, "seeds": [4], "frechet": 3.0}]

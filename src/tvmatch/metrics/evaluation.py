@@ -34,6 +34,7 @@ from tvmatch.metrics.statistics import (
     pin_of,
     read_statistics,
 )
+from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.pictures import captioned, enlarge, save_png, tile
 from tvmatch.sampling import Method
 from tvmatch.training.checkpoint import read_header
@@ -98,7 +99,7 @@ def evaluate(
                 f"{path} is of pictures {reference.provenance['shape']}, and this run draws "
                 f"{list(trained.flow.network.data_shape)}. Make statistics of pictures of that size (--image-size)."
             )
-        trained.flow.network.set_compute_dtype(compute_dtype(plan.precision, ranks.device))
+        dtype = _compute_in(trained, plan, ranks)
         drawer = _drawer(trained, plan, ranks)
         pins = {
             "checkpoint": _pin_of_checkpoint(trained),
@@ -106,7 +107,7 @@ def evaluate(
             "statistics": pin_of(path, reference),
             "samples": plan.samples,
             "method": drawer.method,
-            "precision": str(compute_dtype(plan.precision, ranks.device) or torch.float32).removeprefix("torch."),
+            "precision": str(dtype or torch.float32).removeprefix("torch."),
             "neighbours": min(NEIGHBOURS, plan.samples, len(reference.features)),
             "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
@@ -171,6 +172,18 @@ def _make_statistics(
     if not same:
         ranks.on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         gather_statistics(source, read_config(run).data, network, path, KEPT, ranks, plan.batch_size)
+
+
+def _compute_in(trained: TrainedRun, plan: EvaluationPlan, ranks: Ranks) -> torch.dtype | None:
+    """Let the blocks compute in the precision of the plan; networks without equal blocks have float32 alone."""
+    network = trained.flow.network
+    if isinstance(network, ModulatedNetwork):
+        dtype = compute_dtype(plan.precision, ranks.device)
+        network.set_compute_dtype(dtype)
+        return dtype
+    if plan.precision == "bfloat16":
+        raise ValueError(f"--precision bfloat16: {type(network).__name__} computes in float32 only; leave it out.")
+    return None
 
 
 def _drawer(trained: TrainedRun, plan: EvaluationPlan, ranks: Ranks) -> Drawer:
