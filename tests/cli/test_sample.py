@@ -124,7 +124,7 @@ def test_bad_places_in_one_line(run: Path, tmp_path: Path, capsys: pytest.Captur
     ):
         answer = tvmatch(capsys, "sample", run, "--count", "1", "--out", out)
         assert_one_line(answer, message if "directory" not in message else str(tmp_path / "file"))
-    assert_one_line(tvmatch(capsys, "sample", tmp_path / "nowhere"), "nowhere is not a folder")
+    assert_one_line(tvmatch(capsys, "sample", tmp_path / "nowhere"), "nowhere; choose another folder")
     assert_one_line(tvmatch(capsys, "sample", tmp_path), "holds no config.yaml, so it is not a run of tvmatch")
 
 

@@ -30,12 +30,12 @@ class AblateOptions:
     vary: tuple[str, ...] = ()  # a grid: option=value,value ... of `tvmatch train`
     set: tuple[str, ...] = ()  # option=value ... of every run
     task: Literal["points", "pictures"] | None = None  # a mixture in the plane, or pictures (default: the study's own)
-    seeds: int = 3
+    seeds: int = 3  # runs of each variant
     nfe: tuple[int, ...] = (1, 2, 4)  # network calls a sample
     w: tuple[float, ...] = ()  # guidance scales to judge at (default: the study's own, or the one trained for)
     samples: int = 1000  # for each figure
     workers: int = 1  # runs at a time, each in a process with one thread
-    out: Path = Path("runs/ablations")
+    out: Path = Path("runs/ablations")  # folder of the results
     keep: bool = False  # keep the folders of finished runs, not only their figures
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -25,16 +25,16 @@ class BenchOptions:
     what: tyro.conf.Positional[Literal["step"]]  # a training step
     network: str = "DiT-S/2"  # see `tvmatch presets`
     image_size: int = 32  # pixels (or latent cells) a side
-    channels: int = 4
-    classes: int = 1000
-    batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 64
-    objective: ObjectiveName = "terminal-velocity"
+    channels: int = 4  # of the pictures (or latents)
+    classes: int = 1000  # 0: unconditional
+    batch_size: int = 64  # samples a step
+    objective: ObjectiveName = "terminal-velocity"  # whose step it is
     guidance: str = "2"  # w, as for `tvmatch train`
     precision: Precision = "auto"  # of the blocks (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
     recompute: Recompute = "none"  # activations to compute again in the backward pass
     steps: int = 10  # timed steps
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
     out: Path | None = None  # write the rows to this JSON file
 
 

@@ -29,7 +29,7 @@ class EncodeOptions:
     batch_size: int = 32  # pictures encoded at once
     shard_size: int = 1000  # pictures in one .tar file
     precision: Literal["float32", "bfloat16"] = "float32"  # of the codec; what is stored is float16
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
 
 def command(arguments: list[str]) -> int:

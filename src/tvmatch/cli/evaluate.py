@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -35,10 +35,10 @@ class EvaluateOptions:
     method: Literal["jump", "euler", "consistency"] | None = None  # default: what the objective teaches
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
     out: Path | None = None  # JSON with the figures (default: RUN/evaluation.json); with --features a folder beside it
-    batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 500  # pictures at once (with --features)
+    batch_size: int = 500  # pictures at once (with --features)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the blocks (with --features; auto: as in training)
     codec: str | None = None  # of a model of latents, if it has moved (with --features)
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
 
 def command(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -15,10 +16,10 @@ COMMANDS = {
     "evaluate": ("tvmatch.cli.evaluate", "measure the samples of a trained run"),
     "statistics": ("tvmatch.cli.statistics", "describe a data set in the features of a network, for evaluate"),
     "encode": ("tvmatch.cli.encode", "encode pictures into latents, for models of latents"),
-    "export": ("tvmatch.cli.export", "write a trained run's weights into one plain file"),
+    "export": ("tvmatch.cli.export", "take a trained run elsewhere: plain weights, ONNX, diffusers"),
     "import-official": ("tvmatch.cli.import_official", "read a snapshot of the official implementation"),
-    "demo": ("tvmatch.cli.demo", "a page that draws with a trained run, served or static"),
-    "plot": ("tvmatch.cli.plot", "draw what the instruments of a run have shown"),
+    "demo": ("tvmatch.cli.demo", "serve a page that draws with a trained run, or write a static one"),
+    "plot": ("tvmatch.cli.plot", "draw losses, norms and logits of a run: is this divergence?"),
     "ablate": ("tvmatch.cli.ablate", "compare variants of the training options, with seeds"),
     "bench": ("tvmatch.cli.bench", "measure what a training step costs on this machine"),
     "presets": ("tvmatch.cli.presets", "list the networks and their sizes"),
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).command
     try:
         return command(rest)
+    except BrokenPipeError:  # whoever read what is printed has seen enough: `tvmatch presets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         _complain(name, error)
         return BAD_INPUT
@@ -80,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _complain(command: str, error: Exception) -> None:
+def _complain(command: str, error: Exception | str) -> None:
     """One line on stderr, whatever the message holds; of several processes each says which it is."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{error.filename}: {error.strerror}."  # without Python's "[Errno 2]"
     rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     print(f"tvmatch {command}{rank}: {' '.join(str(error).splitlines())}", file=sys.stderr)

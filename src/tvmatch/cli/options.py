@@ -1,9 +1,12 @@
 """Options from frozen dataclasses, by tyro: one help text a field, and a hint for a misspelt option."""
 
+import dataclasses
 import sys
+import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -16,12 +19,44 @@ def parse(
     """Read `arguments` into the dataclass `options`. Ends the program with code 2 on a mistake, 0 after --help."""
     extra = {} if default is None else {"default": default}
     return tyro.cli(
-        options,
+        readable(options),
         prog=f"tvmatch {command}",
         description=description,
         args=list(arguments),
+        config=(tyro.conf.PositionalMetavarFromFieldName,),
         **extra,
     )
+
+
+def readable(options: type[Options]) -> type[Options]:
+    """The same class, whose help shows `--nfe INT` for an `int | None`, and says no `(default: None)`: the comment of
+    such a field says what happens without it.
+
+    tyro takes what it shows from annotations, so these are what changes; the types in them stay.
+    """
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        hint = hints[field.name]
+        told = any(hasattr(one, "help_behavior_hint") for one in getattr(hint, "__metadata__", ()))
+        if field.default in (None, ()) and not told:
+            shown = tyro.conf.arg(metavar=_metavar(hint), help_behavior_hint=_default)
+            hints[field.name] = Annotated[hint, shown]
+    options.__annotations__ = hints
+    return options
+
+
+def _default(value: str) -> str:
+    return "" if value in ("None", "") else f"(default: {value})"
+
+
+def _metavar(hint: Any) -> str | None:
+    """What stands behind an option of type `hint`, if that is one kind of value or None."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union) or len(kinds) != 1:
+        return None
+    if typing.get_origin(kinds[0]) is Literal:
+        return "{" + ",".join(typing.get_args(kinds[0])) + "}"
+    return "{True,False}" if kinds[0] is bool else kinds[0].__name__.upper()
 
 
 def take_option(name: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -1,10 +1,8 @@
 """`tvmatch presets`."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -18,8 +16,8 @@ class PresetsOptions:
     """Which pictures the sizes are counted for."""
 
     image_size: int = 32  # pixels (or latent cells) a side
-    channels: int = 4
-    classes: Annotated[int, tyro.conf.arg(name="classes")] = 1000  # 0: unconditional
+    channels: int = 4  # of the pictures (or latents)
+    classes: int = 1000  # 0: unconditional
 
 
 def command(arguments: list[str]) -> int:

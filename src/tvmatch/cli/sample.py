@@ -16,18 +16,19 @@ class SampleOptions:
     """What to draw."""
 
     run: tyro.conf.Positional[Path]  # folder of a trained run, or a file of `tvmatch export`
-    out: Path | None = None  # a .png, an .npz (images, labels), or a folder for PNGs; default RUN/drawn.png
+    out: Path | None = None  # a .png, an .npz (images, labels), or a folder for PNGs (default: RUN/drawn.png)
     count: int = 64  # pictures in all, spread over the classes
     nfe: int | None = None  # network calls a picture (default: 1, or what an imported model says)
     w: float | None = None  # guidance scale (default: the one trained for)
-    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()  # names or numbers; default: all in turn
+    # names or numbers (default: all in turn)
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class", help_behavior_hint="")] = ()
     # default: euler for flow matching, consistency (fresh noise between calls) for consistency training, else jump
     method: Literal["jump", "euler", "consistency"] | None = None
-    seed: int = 0
+    seed: int = 0  # of the noise: picture i depends on it and i alone
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
     batch_size: int = 256  # pictures drawn at once
     codec: str | None = None  # of a model of latents: where its codec lies now (default: where it lay in training)
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
 
 def command(arguments: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -27,11 +26,11 @@ class StatisticsOptions:
     resize: str = "legacy"  # legacy (the grid of the 2015 Inception), bilinear, bicubic
     mean: tuple[float, ...] = (128.0,)  # taken from the values 0..255: one number, or one a channel
     deviation: tuple[float, ...] = (128.0,)  # by which they are then divided, likewise
-    image_size: Annotated[int | None, tyro.conf.arg(name="image-size")] = None  # bring the pictures to this size first
+    image_size: int | None = None  # bring the pictures to this size first
     first: int | None = None  # only the first so many pictures
     keep: int = 10_000  # features kept for neighbours and kernels, chosen at random
-    batch_size: Annotated[int, tyro.conf.arg(name="batch-size")] = 500
-    device: str = "auto"
+    batch_size: int = 500  # pictures at once
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
 
 def command(arguments: list[str]) -> int:

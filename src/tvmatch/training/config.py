@@ -41,8 +41,8 @@ class TrainConfig:
     """A training run. The comment behind each field is its help text."""
 
     run: Path = Path("runs/digits")  # folder of the run; the same command continues an unfinished run
-    # digits; an .npz file (images uint8 NHWC, labels); a folder with a sub-folder a class; a folder of latents; .tar,
-    # .parquet or .arrow files; or hf:NAME (see docs/your_own_pictures.md)
+    # digits; an .npz file (images uint8 NHWC, labels); a folder with a sub-folder a class; a folder of latents; one
+    # or more .tar, .parquet or .arrow files; or hf:NAME (see docs/your_own_pictures.md)
     data: str = "digits"
     image_size: int | None = None  # pixels a side; pictures are resized and cropped to it (None: as they are)
     crop: Crop = "centre"  # of pictures that are not square: the centre, or a random square each time
@@ -68,17 +68,17 @@ class TrainConfig:
     initial: str | None = None  # start from the (slowest) averaged weights of this trained run of the same network
     batch_size: int = 128  # samples a step, over all processes and micro-steps
     accumulate: int = 1  # micro-steps a step: gradients of so many smaller batches are added up, to save memory
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # of AdamW, after the warm-up
     warmup_steps: int = 50  # the learning rate rises linearly over the first steps
     decay_share: float = 0.0  # it falls linearly to zero over the last share of the training (0: constant)
-    beta1: float = 0.9  # AdamW
-    beta2: float = 0.95
-    weight_decay: float = 0.0
+    beta1: float = 0.9  # of AdamW: decay of the mean of gradients
+    beta2: float = 0.95  # of AdamW: decay of the mean of their squares
+    weight_decay: float = 0.0  # of AdamW
     clip_gradient: float = 1.0  # largest gradient norm (inf: no clipping)
     max_skipped: int = 10  # steps in a row that are skipped, their loss or gradient not finite, before the run stops
     target_ema: float = 0.99  # decay of the target network of the loss
     evaluation_ema: tuple[float, ...] = (0.99, 0.999)  # decays of the weights that are kept for sampling
-    seed: int = 0
+    seed: int = 0  # of the first weights, the order of the data and every draw
 
     log_every: int = 20  # steps between lines of metrics.jsonl
     sample_every: int = 300  # steps between pictures in RUN/samples (0: none)

@@ -5,6 +5,8 @@ RUN/config.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/samples/  RUN/checkpoi
 
 import contextlib
 import dataclasses
+import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+CONFIG = "config.yaml"
 UNFINISHED = ".config.yaml.tmp"  # left by a start that was killed while it wrote config.yaml
 
 # What a continued run may change: how long it goes on, what it reports, where it runs
@@ -126,11 +129,34 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def read_config(run: Path) -> TrainConfig:
     """The configuration of the run in a folder; `RunFolderError` if it holds none."""
-    path = run / "config.yaml"
+    path = run / CONFIG
     if not path.is_file():
-        there = "is not a folder" if not run.is_dir() else "holds no config.yaml, so it is not a run of tvmatch"
-        raise RunFolderError(f"{run} {there}; choose another folder.")
+        if not run.exists():
+            there = f"there is no folder {run}"
+        else:
+            there = f"{run} " + (
+                "holds no config.yaml, so it is not a run of tvmatch"
+                if run.is_dir()
+                else "is a file, not a run of tvmatch"
+            )
+        near = _run_near(run)
+        raise RunFolderError(f"{there}; {f'did you mean {near}?' if near else 'choose another folder.'}")
     return from_yaml(path.read_text("utf-8"), str(path))
+
+
+def _run_near(path: Path) -> Path | None:
+    """The run that was perhaps meant: the one that `path` lies in, the only one in it, or one beside it that is called
+    nearly so."""
+    for parent in list(path.parents)[:3]:
+        if (parent / CONFIG).is_file():
+            return parent
+    with contextlib.suppress(OSError, IndexError):
+        inside = [config.parent for config in itertools.islice(path.glob(f"*/{CONFIG}"), 2)]
+        if len(inside) == 1:
+            return inside[0]
+        beside = {config.parent.name: config.parent for config in path.parent.glob(f"*/{CONFIG}")}
+        return beside[difflib.get_close_matches(path.name, beside, n=1)[0]]
+    return None
 
 
 class MetricsFile:
