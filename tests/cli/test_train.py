@@ -72,7 +72,7 @@ def test_a_run_folder_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert_one_line(tvmatch(capsys, *tiny_command(folder, steps=2)), "complete with 2 steps")
     assert_one_line(tvmatch(capsys, *tiny_command(folder, seed=5)), "already holds a run with seed=0")
-    assert_one_line(tvmatch(capsys, *tiny_command(tmp_path)), "is not a run of tvmatch; choose another folder")
+    assert_one_line(tvmatch(capsys, *tiny_command(tmp_path)), f"is not a run of tvmatch; did you mean {folder}?")
     (tmp_path / "file").touch()
     assert_one_line(tvmatch(capsys, *tiny_command(tmp_path / "file")), "is a file; choose another --run")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
