@@ -33,8 +33,10 @@ REFUSED: dict[TaskName, tuple[str, ...]] = {"points": ("data", "image_size", "cr
 def base_config(task: TaskName) -> TrainConfig:
     """The options of a task before anything is varied."""
     common = {"evaluation_ema": (0.99,), "log_every": 10, "sample_every": 0, "keep_checkpoints": 1, "device": "cpu"}
+    common |= {"decay_share": 0.5}  # short runs: the learning rate falls, so that they come to rest
     if task == "points":
-        return TrainConfig(network="MLP-128x3", batch_size=256, steps=1200, checkpoint_every=400, **common)
+        points = {"network": "MLP-128x3", "batch_size": 256, "learning_rate": 3e-3, "steps": 1200}
+        return TrainConfig(checkpoint_every=400, **points, **common)
     return TrainConfig(steps=300, checkpoint_every=100, **common)
 
 
