@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def test_the_page_names_no_other_server() -> None:
         assert "://" not in path.read_text(), path
 
 
+def test_a_model_of_latents_without_a_codec(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    snapshot = Path(__file__).parents[1] / "data" / "official_snapshot_a.pkl"
+    assert tvmatch(capsys, "import-official", snapshot, tmp_path / "official").code == 0
+    message = "names no codec that makes pictures of them"
+    assert_one_line(tvmatch(capsys, "demo", tmp_path / "official"), message)
+
+
+def test_the_page_needs_its_extra(run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert_one_line(tvmatch(capsys, "demo", run), "gradio is missing; the page needs: pip install 'tvmatch[demo]'")
+
+
 @pytest.mark.parametrize(("guidance", "w_range"), [("1:3", [1, 3]), ("inverse", [1, 8]), ("2", None)])
 def test_the_slider_offers_what_was_trained(run: Path, guidance: str, w_range: list[float] | None) -> None:
     trained = replace(load_run(run), guidance=guidance, objective="flow-matching")
@@ -82,6 +95,8 @@ def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, mon
         (["--static", out, "--beside", run], "is of the page that a server answers; leave it out"),
         (["--weights", "int8"], "--weights int8 belongs to --static; leave it out"),
         (["--port", 0], "port must be 1 to 65535, got 0"),
+        (["--beside", tmp_path], "not a run of tvmatch"),
+        (["--codec", "taef2"], "draws pictures, not latents; leave it out"),
     ):
         assert_one_line(tvmatch(capsys, "demo", run, *options), message)
     assert_one_line(tvmatch(capsys, "demo", tmp_path, "--static", out), "not a run of tvmatch")

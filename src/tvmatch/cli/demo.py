@@ -4,11 +4,14 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from tvmatch.cli.options import parse, warn
+
+if TYPE_CHECKING:
+    from tvmatch.training.trained import TrainedRun
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,14 @@ def _serve(options: DemoOptions) -> int:
         raise ValueError(f"port must be 1 to 65535, got {options.port}.")
     device = choose_device(options.device or "auto")
     run = load_run(options.run, options.ema, device)
+    if options.codec is not None and run.latent_space is None:
+        raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
+    _check_pictures(run, options.run)
     to_pictures = picture_maker(run.latent_space, device, options.codec)
     beside = beside_to_pictures = None
     if options.beside is not None:
         beside = load_run(options.beside, device=device)
+        _check_pictures(beside, options.beside)
         beside_to_pictures = picture_maker(beside.latent_space, device, options.codec)
     artist = Artist(run, to_pictures, beside, beside_to_pictures)
     host = options.host or "127.0.0.1"
@@ -68,6 +75,12 @@ def _serve(options: DemoOptions) -> int:
     finally:
         served.close()
     return 0
+
+
+def _check_pictures(run: "TrainedRun", folder: Path) -> None:
+    channels = run.flow.network.data_shape[0]
+    if run.latent_space is None and channels not in (1, 3):
+        raise ValueError(f"{folder} draws {channels} channels and names no codec that makes pictures of them.")
 
 
 def _name(run: Path) -> str:
