@@ -70,6 +70,19 @@ def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path
     assert len(calls) == 5
 
 
+def test_a_signal_while_a_run_is_judged_ends_the_work_after_it(tmp_path: Path, monkeypatch) -> None:
+    real = running.judge
+
+    def judged(*arguments: object) -> list:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(running, "judge", judged)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        ablate(PLAN, tmp_path)
+    assert len(json.loads((tmp_path / "ablations.json").read_text())["runs"]) == 1
+
+
 def test_a_run_that_diverges_is_a_result_and_a_full_disk_is_not(tmp_path: Path, monkeypatch) -> None:
     def fails(cause: BaseException | None):
         def train(*rest: object, **more: object) -> None:

@@ -119,8 +119,11 @@ def gradient_norms(run: Path) -> dict[str, float]:
 def run_cells(cells: Sequence[Cell], folder: Path, workers: int = 1, keep: bool = False) -> Iterator[Result]:
     """Results of `cells`, as each is done. Raises `Interrupted` after SIGINT or SIGTERM, when all has been saved."""
     if workers == 1:
-        for cell in cells:
-            yield run_cell(cell, folder, keep)
+        with collected_signals(0) as caught:  # `train` collects them itself; these come while a run is judged
+            for cell in cells:
+                if caught:
+                    raise Interrupted(caught[0])
+                yield run_cell(cell, folder, keep)
         return
     context = multiprocessing.get_context("spawn")
     tasks, results = context.Queue(), context.Queue()
