@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.test_flow_map import GaussianNetwork
 from tvmatch.flow_map import FlowMap
@@ -65,3 +66,20 @@ def test_a_network_without_equal_blocks_is_refused_what_it_cannot_do() -> None:
     prepare_network(network, None, compiled=False, recompute="none")
     with pytest.raises(ValueError, match="GaussianNetwork has no equal blocks"):
         prepare_network(network, None, compiled=True, recompute="none")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_not_cut_at_the_buckets_of_ddp(flow: FlowMap) -> None:
+    """Dynamo cuts graphs where a bucket of gradients ends, and so through a dual level, unless told not to."""
+    objective = TerminalVelocityMatching(copy.deepcopy(flow))
+    prepare_objective(objective, None, compiled=True, recompute="none")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = DistributedDataParallel(objective, bucket_cap_mb=0.002)
+        objective.seed(1)
+        loss = module(torch.linspace(-1, 1, 4 * 32, dtype=torch.float64).view(4, 2, 4, 4), torch.tensor([0, 1, 2, -1]))
+        loss.loss.backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in objective.flow.parameters()])
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close((loss.loss.detach(), gradient), step(flow), rtol=1e-8, atol=1e-9)

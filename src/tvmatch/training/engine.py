@@ -61,6 +61,9 @@ def prepare_network(network: nn.Module, dtype: torch.dtype | None, compiled: boo
     network.set_compute_dtype(dtype)
     if compiled:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+        # Under DDP, Dynamo would cut a graph where a bucket of gradients ends, and so through an open dual level. A
+        # block is a graph of its own here: its gradients leave while the block before it runs, without any cut.
+        torch._dynamo.config.optimize_ddp = False
     for block in network.blocks:
         if recompute != "none":
             block.plain, block.pair = (recomputed(call, recompute) for call in (block.plain, block.pair))
@@ -94,8 +97,7 @@ def prepare_objective(
 
 
 def _keep_products() -> tuple:
-    """Selective recomputation: keep what products, attention and fused norms give, and GELU's tangent; compute GELU
-    and the like again."""
+    """Selective recomputation: keep what products, attention and fused norms give; compute GELU and the like again."""
     return create_selective_checkpoint_contexts(_policy)
 
 
@@ -111,7 +113,6 @@ def _products() -> frozenset:
             aten.mm.default,
             aten.addmm.default,
             aten.bmm.default,
-            aten.gelu_backward.default,  # the derivative times the tangent: two inputs to read again for one output
             aten._scaled_dot_product_flash_attention.default,
             aten._scaled_dot_product_efficient_attention.default,
             aten._scaled_dot_product_cudnn_attention.default,
