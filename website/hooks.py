@@ -17,7 +17,7 @@ from website.sources import Sources  # noqa: E402
 
 # pages that are not there are left out, and pages that nobody has put here come under "More"
 ORDER: dict[str, list[str]] = {
-    "Use": ["your_own_pictures", "demo", "export", "python_api"],
+    "Use": ["install", "your_own_pictures", "demo", "export", "python_api"],
     "Method": ["mathematics", "theory", "methods", "stability", "ablations", "paper_map"],
     "Training at scale": ["distributed", "engine", "kernel"],
     "Evaluation": ["evaluation", "sampling", "benchmarks"],

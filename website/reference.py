@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-SMALL = ["sampling_speed", "pictures", "checks", "files"]
+SMALL = ["sampling_speed", "devices", "pictures", "checks", "files"]
 # page -> (title, modules or packages; a package stands for its modules)
 PAGES = {
-    "method": ("The method", [*["flow_map", "sampling", "interpolant", "times", "guidance", "inference"], *SMALL]),
+    "method": ("The method", ["flow_map", "sampling", "interpolant", "times", "guidance", "inference", *SMALL]),
     "objectives": ("Objectives", ["objectives"]),
     "networks": ("Networks", ["networks"]),
     "kernels": ("Kernels", ["kernels"]),
@@ -40,11 +40,18 @@ def reference_pages(source: Path) -> dict[str, str]:
         ]
         taken.update(found)
         if found:
-            pages[f"reference/{page}.md"] = "\n\n".join([f"# {title}", *(f"::: {module}" for module in found)]) + "\n"
+            parts = [f"# {title}", *(_directive(module, found) for module in found)]
+            pages[f"reference/{page}.md"] = "\n\n".join(parts) + "\n"
     missing = set(modules) - taken - {"tvmatch"}
     if missing:
         raise ValueError(f"no page of the reference shows {sorted(missing)}.")
     return pages
+
+
+def _directive(module: str, shown: list[str]) -> str:
+    """A module; of a package whose modules are on the page too only the text, as its names stand with them."""
+    package = any(other.startswith(f"{module}.") for other in shown)
+    return f"::: {module}" + ("\n    options:\n      members: false" if package else "")
 
 
 def _modules(source: Path) -> list[str]:
