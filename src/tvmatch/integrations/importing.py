@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from tvmatch.data.codecs import open_codec
 from tvmatch.data.latent_space import LatentSpace
 from tvmatch.data.opening import open_source
-from tvmatch.files import sync_folder, write_text
+from tvmatch.files import new_folder, sync_folder, write_text
 from tvmatch.integrations.official import network_from_official
 from tvmatch.integrations.snapshot import Snapshot, SnapshotError, read_snapshot
 from tvmatch.networks.dit import DiT
@@ -216,22 +214,15 @@ def import_official(
 def _write_folder(out: Path, config: TrainConfig, header: dict[str, Any], network: DiT) -> None:
     """The folder appears whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     prefix = ema_prefix(DECAY) + "network."
     tensors = {prefix + name: value.detach().contiguous() for name, value in network.state_dict().items()}
     try:
-        temporary.mkdir()
-        write_text(temporary / "config.yaml", to_yaml(config))
-        writer = SafetensorsWriter(checkpoint_path(temporary, header["step"]), header, lambda: None)
-        with torch.no_grad():
+        with new_folder(out) as folder, torch.no_grad():
+            write_text(folder / "config.yaml", to_yaml(config))
+            writer = SafetensorsWriter(checkpoint_path(folder, header["step"]), header, lambda: None)
             dcp.save(tensors, storage_writer=writer, no_dist=True)
-        temporary.rename(out)
     except CheckpointException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot write {out}: {first_failure(error)}.") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     sync_folder(out.parent)
 
 

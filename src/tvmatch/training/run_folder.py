@@ -8,19 +8,13 @@ import dataclasses
 import difflib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tvmatch.files import write_text
+from tvmatch.files import locked, write_text
 from tvmatch.training.checkpoint import list_checkpoints, list_files, step_of
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 CONFIG = "config.yaml"
 UNFINISHED = ".config.yaml.tmp"  # left by a start that was killed while it wrote config.yaml
@@ -93,13 +87,13 @@ def open_run(config: TrainConfig) -> Path | None:
 def claim_run(config: TrainConfig) -> Iterator[None]:
     """Make the run's folder, keep other processes from training in it, and write its config.yaml.
 
-    `RunFolderError` if another process trains there, or the folder cannot be written. The lock is the system's, on the
-    folder itself: it ends with the process, however that ends.
+    `RunFolderError` if another process trains there, or the folder cannot be written.
     """
+    busy = RunFolderError(f"{config.run}: another process trains in it; choose another --run.")
     with contextlib.ExitStack() as stack:
         try:
             config.run.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(config.run))
+            stack.enter_context(locked(config.run, busy))
             write_text(config.run / "config.yaml", to_yaml(config))
         except OSError as error:
             raise RunFolderError(
@@ -107,24 +101,6 @@ def claim_run(config: TrainConfig) -> Iterator[None]:
                 "choose another --run."
             ) from error
         yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunFolderError(f"{folder}: another process trains in it; choose another --run.") from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def read_config(run: Path) -> TrainConfig:

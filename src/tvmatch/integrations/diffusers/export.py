@@ -1,7 +1,6 @@
 """From a trained run to the folder of a pipeline, compared with the run before it gets its name."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from diffusers.utils import logging
 from tvmatch.data.codecs import Codec
 from tvmatch.data.codecs.from_diffusers import DiffusersCodec
 from tvmatch.data.codecs.tiny import TinyCodec
-from tvmatch.files import sync_folder, write_text
+from tvmatch.files import new_folder, sync_folder, write_text
 from tvmatch.integrations.diffusers.card import CardFacts, model_card
 from tvmatch.integrations.diffusers.codec import TVMatchTinyCodec
 from tvmatch.integrations.diffusers.pipeline import TVMatchPipeline
@@ -83,24 +82,19 @@ def export_diffusers(trained: TrainedRun, out: Path, facts: CardFacts, codec: st
     opened = None if trained.latent_space is None else trained.latent_space.open_codec(codec)
     pipeline = build_pipeline(trained, opened)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with new_folder(out) as folder:
         with _quiet():
-            pipeline.save_pretrained(temporary)
-            error = compare(temporary, pipeline, trained)
-        mode = (temporary / "model_index.json").stat().st_mode  # what this user's files are given
-        for path in temporary.rglob("*.safetensors"):  # which are private otherwise
+            pipeline.save_pretrained(folder)
+            error = compare(folder, pipeline, trained)
+        mode = (folder / "model_index.json").stat().st_mode  # what this user's files are given
+        for path in folder.rglob("*.safetensors"):  # which are private otherwise
             path.chmod(mode)
-        picture = _draw(pipeline, trained, temporary / PICTURE)
-        write_text(temporary / "README.md", model_card(trained, facts, _codec_name(opened), picture))
+        picture = _draw(pipeline, trained, folder / PICTURE)
+        write_text(folder / "README.md", model_card(trained, facts, _codec_name(opened), picture))
         if pipeline.vae is not None:
             for licence in sorted(Path(opened.spec).glob("LICEN[CS]E*")):
-                shutil.copy(licence, temporary / "vae")
-        size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+                shutil.copy(licence, folder / "vae")
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     sync_folder(out.parent)
     return DiffusersReport(size, error)
 
