@@ -44,17 +44,17 @@ def absent(kernel):  # a head in one part has no second windows
 strides, sizes = ["i64", "i64", "i32"], ["fp32"] + ["i32"] * 4
 if kernel == "forward":
     build(hopper_forward_kernel, windows(6) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*fp8e5"] + strides + sizes,
-          dict(constants, HEAD=D, STAGES=plan.stages, OVERLAP=plan.overlap, HELD=plan.held, LANES=plan.lanes,
+          dict(constants, HEAD=D, STAGES=plan.stages, OVERLAP=plan.overlap, HELD=plan.held,
                HAS_REST=True, **absent(hopper_forward_kernel)))
 if kernel == "queries":
     build(queries_kernel, windows(10) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*fp8e5", "*fp32"] + strides + sizes
-          + ["i32"] * 2, dict(constants, HEAD=D, SLOTS=plan.slots, BUFFERS=plan.buffers, EARLY=plan.early,
+          + ["i32"] * 2, dict(constants, HEAD=D, SLOTS=plan.slots, BUFFERS=plan.buffers,
                                HELD=plan.query_held, HAS_REST=True, **absent(queries_kernel)))
 if kernel == "keys":
     rows = f"tensordesc<fp32[64],{gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)!r}>"
     build(keys_kernel, windows(12) + [rows] + sizes + ["i32"] * 2,
-          dict(constants, STAGES=plan.key_stages, KEY_BUFFERS=plan.key_buffers, EARLY=plan.key_early,
-               HELD=plan.key_held, **absent(keys_kernel)))
+          dict(constants, STAGES=plan.key_stages, KEY_BUFFERS=plan.key_buffers, HELD=plan.key_held,
+               AHEAD=plan.key_ahead, **absent(keys_kernel)))
 """
 
 

@@ -32,23 +32,21 @@ class Plan(NamedTuple):
 
     stages: int  # forward: stages of (k, tk, v, tv)
     overlap: bool  # forward: the scores of the next keys run under the products of these
-    held: bool  # forward: the queries stay in registers (overlap implies it)
-    lanes: bool  # forward: row sums are kept per lane
+    held: bool  # forward: q and tq stay in registers (always with overlap)
     slots: int  # queries kernel: slots of (k, tk) or (v, tv)
     buffers: int  # queries kernel: 2 loads the next queries under this tile
-    query_held: int  # queries kernel: how many of q, dto, tq, do stay in registers
-    early: bool  # queries kernel: C starts with the scores
+    query_held: bool  # queries kernel: q and dto stay in registers
     key_stages: int  # keys kernel: stages of (q, tq, do, dto)
     key_buffers: int  # keys kernel: 2 loads the next keys under this block
-    key_held: int  # keys kernel: 1 holds k and v in registers, 2 their tangents too
-    key_early: bool  # keys kernel: products with P start before B is known
+    key_held: bool  # keys kernel: k, tk, v, tv stay in registers
+    key_ahead: bool  # keys kernel: C of the next queries runs under the products of these; needs key_held
 
 
 PLANS = {
-    (64, 0): Plan(4, True, True, True, 5, 2, 3, True, 3, 2, 2, True),
-    (64, 16): Plan(4, False, True, True, 3, 2, 0, False, 2, 2, 0, True),
-    (64, 32): Plan(3, False, True, True, 5, 1, 0, False, 2, 2, 0, True),
-    (128, 0): Plan(2, False, False, False, 3, 1, 0, False, 2, 1, 0, False),
+    (64, 0): Plan(4, True, True, 5, 2, True, 3, 2, True, True),
+    (64, 16): Plan(4, False, True, 3, 2, False, 2, 2, True, False),
+    (64, 32): Plan(3, False, False, 5, 1, False, 2, 2, False, False),
+    (128, 0): Plan(2, False, False, 3, 1, False, 2, 1, False, False),
 }
 
 
@@ -131,7 +129,7 @@ def forward(
     hopper_forward_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
         *_descriptors(q, k, v, tq, tk, tv), o, to, lse, mu, as_float8(rest), *(s // 8 for s in o.stride()[:3]), scale,
         B, H, n_q, n_kv, HEAD=D, D1=d1, D2=d2, STAGES=plan.stages, EVEN=n_kv % 64 == 0, OVERLAP=plan.overlap,
-        HELD=plan.held, LANES=plan.lanes, HAS_REST=rest.shape[-1] > 0, num_warps=4,
+        HELD=plan.held, HAS_REST=rest.shape[-1] > 0, num_warps=4,
     )  # fmt: skip
     return o, to, lse, mu, rest
 
@@ -155,12 +153,13 @@ def backward(
     sizes = (scale, B, H, n_q, n_kv, padded, plane)
     queries_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
         *inputs, *_descriptors(dq, dtq), o, to, lse, mu, as_float8(rest), stats, *(s // 8 for s in o.stride()[:3]),
-        *sizes, HEAD=D, D1=d1, D2=d2, SLOTS=plan.slots, BUFFERS=plan.buffers, EVEN=n_kv % 64 == 0, EARLY=plan.early,
+        *sizes, HEAD=D, D1=d1, D2=d2, SLOTS=plan.slots, BUFFERS=plan.buffers, EVEN=n_kv % 64 == 0,
         HELD=plan.query_held, HAS_REST=rest.shape[-1] > 0, num_warps=4,
     )  # fmt: skip
     rows = TensorDescriptor(stats, [4 * plane], [1], [64], _row_layout())
     keys_kernel[_blocks(B * H * triton.cdiv(n_kv, 64), q)](
         *inputs, *_descriptors(dk, dv, dtk, dtv), rows, *sizes, D1=d1, D2=d2, STAGES=plan.key_stages,
-        KEY_BUFFERS=plan.key_buffers, EVEN=n_kv % 64 == 0, EARLY=plan.key_early, HELD=plan.key_held, num_warps=4,
+        KEY_BUFFERS=plan.key_buffers, EVEN=n_kv % 64 == 0, HELD=plan.key_held,
+        AHEAD=plan.key_ahead, num_warps=4,
     )  # fmt: skip
     return dq, dk, dv, dtq, dtk, dtv

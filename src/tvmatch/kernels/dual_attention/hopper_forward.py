@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
-from .hopper_softmax import finish, outputs, row_sum, scores, shrink_sums, softmax
+from .hopper_softmax import finish, lane_sums, outputs, scores, shrink_sums, softmax
 from .hopper_tiles import LN2, REST_SCALE, load_parts, part1, part2, round16, sync_threads, widen
 
 
@@ -79,7 +79,7 @@ def _store_rest(REST, x, row0, N, FIRST: gl.constexpr, HEAD: gl.constexpr, dtype
 def _consume(
     O, TO, LSE, MU, REST, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale,
     tiles, H, blocks, steps, N_Q, N_KV, W: gl.constexpr, HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
-    STAGES: gl.constexpr, EVEN: gl.constexpr, OVERLAP: gl.constexpr, HELD: gl.constexpr, LANES: gl.constexpr,
+    STAGES: gl.constexpr, EVEN: gl.constexpr, OVERLAP: gl.constexpr, HELD: gl.constexpr,
     HAS_REST: gl.constexpr,
 ):  # fmt: skip
     W2: gl.constexpr = D2 if D2 > 0 else 16
@@ -112,7 +112,7 @@ def _consume(
                 sync_threads()
                 mbarrier.arrive(q_empty, count=1)
         m = gl.full([64], float("-inf"), gl.float32, row_layout)
-        l = row_sum(gl.full([64, 64], 0.0, gl.float32, s_layout), LANES)
+        l = lane_sums(gl.full([64, 64], 0.0, gl.float32, s_layout))
         mu = l
         mu_rounded = l
         acc = gl.full([64, D1], 0.0, gl.float32, o_layout)
@@ -125,7 +125,7 @@ def _consume(
             s, ts = scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1, D2)
             s, ts = warpgroup_mma_wait(0, [s, ts])
             m, l, mu, mu_rounded, shrink, p16, w16 = softmax(
-                s, ts, m, l, mu, mu_rounded, scale, 0, N_KV, EVEN, dtype, p_layout, LANES
+                s, ts, m, l, mu, mu_rounded, scale, 0, N_KV, EVEN, dtype, p_layout
             )
             for step in range(1, steps):
                 # In flight together: the scores of this step, then the products with V of the step before.
@@ -135,7 +135,7 @@ def _consume(
                 acc, tacc, acc2, tacc2 = outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
                 s, ts = warpgroup_mma_wait(3 * SPLIT, [s, ts])
                 m, l, mu, mu_rounded, shrink, p_next, w_next = softmax(
-                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout, LANES
+                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout
                 )
                 if D2 > 0:
                     acc, tacc, acc2, tacc2, p16, w16 = warpgroup_mma_wait(0, [acc, tacc, acc2, tacc2, p16, w16])
@@ -160,7 +160,7 @@ def _consume(
                 s, ts = scores(q, tq, q2, tq2, kv_smem, kv_smem2, stage, D1, D2)
                 s, ts = warpgroup_mma_wait(0, [s, ts])
                 m, l, mu, mu_rounded, shrink, p16, w16 = softmax(
-                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout, LANES
+                    s, ts, m, l, mu, mu_rounded, scale, step * 64, N_KV, EVEN, dtype, p_layout
                 )
                 acc, tacc, acc2, tacc2 = shrink_sums(acc, tacc, acc2, tacc2, shrink, D2)
                 acc, tacc, acc2, tacc2 = outputs(p16, w16, kv_smem, kv_smem2, stage, acc, tacc, acc2, tacc2, D1, D2)
@@ -170,10 +170,9 @@ def _consume(
                 count += 1
         if not (OVERLAP or HELD) or D2 > 0:
             mbarrier.arrive(q_empty, count=1)
-        if LANES:
-            l = gl.convert_layout(gl.sum(l, 1), row_layout)
-            mu = gl.convert_layout(gl.sum(mu, 1), row_layout)
-            mu_rounded = gl.convert_layout(gl.sum(mu_rounded, 1), row_layout)
+        l = gl.convert_layout(gl.sum(l, 1), row_layout)
+        mu = gl.convert_layout(gl.sum(mu, 1), row_layout)
+        mu_rounded = gl.convert_layout(gl.sum(mu_rounded, 1), row_layout)
         inverse = 1.0 / l
         inverse_o = gl.convert_layout(inverse, o_row)
         mean_o = gl.convert_layout(mu_rounded * inverse, o_row)
@@ -210,7 +209,7 @@ def hopper_forward_kernel(
     q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc, tv_desc, tv2_desc,
     O, TO, LSE, MU, REST, o_b, o_h, o_n, scale, B, H, N_Q, N_KV,
     HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr,
-    EVEN: gl.constexpr, OVERLAP: gl.constexpr, HELD: gl.constexpr, LANES: gl.constexpr,
+    EVEN: gl.constexpr, OVERLAP: gl.constexpr, HELD: gl.constexpr,
     HAS_REST: gl.constexpr,
 ):  # fmt: skip
     """Persistent blocks of 128 queries; warpgroup roles: consumer (default), consumer, producer."""
@@ -240,10 +239,10 @@ def hopper_forward_kernel(
         [
             (_consume, (O, TO, LSE, MU, REST, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty,
                         ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, 0, HEAD, D1, D2, STAGES, EVEN,
-                        OVERLAP, HELD, LANES, HAS_REST)),
+                        OVERLAP, HELD, HAS_REST)),
             (_consume, (O, TO, LSE, MU, REST, o_b, o_h, o_n, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty,
                         ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, 1, HEAD, D1, D2, STAGES, EVEN,
-                        OVERLAP, HELD, LANES, HAS_REST)),
+                        OVERLAP, HELD, HAS_REST)),
             (_produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
                         tv_desc, tv2_desc, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, tiles,
                         H, blocks, steps, D1, D2, STAGES)),

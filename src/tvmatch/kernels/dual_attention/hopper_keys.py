@@ -86,7 +86,7 @@ def _probabilities(
     dv_desc, dv2_desc, dtv_desc, dtv2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem, p_smem, kv_ready, kv_empty,
     ready, empty, p_ready, p_empty, scale, units, H, positions, steps, N_KV,
     D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, EVEN: gl.constexpr,
-    EARLY: gl.constexpr, HELD: gl.constexpr,
+    HELD: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """First role: P = softmax(S), B = tS - mu; dv = P^T do + (P*B)^T dto, dtv = P^T dto."""
     W2: gl.constexpr = D2 if D2 > 0 else 16
@@ -114,9 +114,8 @@ def _probabilities(
         held: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
         k1 = part1(kv_smem, at, D1)
         tk1 = part1(kv_smem, at + 1, D1)
-        if HELD >= 1:
+        if HELD:
             k1 = k1.load(held)
-        if HELD >= 2:
             tk1 = tk1.load(held)
         for _ in range(steps):
             stage = count % STAGES
@@ -134,27 +133,19 @@ def _probabilities(
             p_left = gl.convert_layout(p16, left1)
             dto1 = part1(q_smem, 4 * stage + 2, D1)
             do1 = part1(q_smem, 4 * stage + 3, D1)
-            if EARLY:
-                dtv1 = warpgroup_mma(p_left, dto1, dtv1, is_async=True)
-                dv1 = warpgroup_mma(p_left, do1, dv1, is_async=True)
             if D2 > 0:
                 dto2 = part2(q_smem2, 4 * stage + 2, D2)
                 do2 = part2(q_smem2, 4 * stage + 3, D2)
                 p_left2 = gl.convert_layout(p16, left2)
-                if EARLY:
-                    dtv2 = warpgroup_mma(p_left2, dto2, dtv2, is_async=True)
-                    dv2 = warpgroup_mma(p_left2, do2, dv2, is_async=True)
-            ts = warpgroup_mma_wait(2 * SPLIT if EARLY else 0, [ts])
+            ts = warpgroup_mma_wait(0, [ts])
             b = ts * scale - stats_smem.index(4 * stage + 1).load(column)[None, :]
             tp16 = round16(p * b, dtype)
-            if not EARLY:
-                dtv1 = warpgroup_mma(p_left, dto1, dtv1, is_async=True)
-                dv1 = warpgroup_mma(p_left, do1, dv1, is_async=True)
+            dtv1 = warpgroup_mma(p_left, dto1, dtv1, is_async=True)
+            dv1 = warpgroup_mma(p_left, do1, dv1, is_async=True)
             dv1 = warpgroup_mma(gl.convert_layout(tp16, left1), dto1, dv1, is_async=True)
             if D2 > 0:
-                if not EARLY:
-                    dtv2 = warpgroup_mma(p_left2, dto2, dtv2, is_async=True)
-                    dv2 = warpgroup_mma(p_left2, do2, dv2, is_async=True)
+                dtv2 = warpgroup_mma(p_left2, dto2, dtv2, is_async=True)
+                dv2 = warpgroup_mma(p_left2, do2, dv2, is_async=True)
                 dv2 = warpgroup_mma(gl.convert_layout(tp16, left2), dto2, dv2, is_async=True)
             mbarrier.wait(p_empty.index(buffer), ((count >> 1) & 1) ^ 1)
             p_smem.index(2 * buffer).store(p16)
@@ -162,7 +153,10 @@ def _probabilities(
             sync_threads()
             mbarrier.arrive(p_ready.index(buffer), count=1)
             if D2 > 0:
-                dtv1, dv1, dtv2, dv2 = warpgroup_mma_wait(0, [dtv1, dv1, dtv2, dv2])
+                dtv2, dv2 = warpgroup_mma_wait(0, [dtv2, dv2])
+            # Operands that stay in registers are named here, or the assembler gives their registers away (it did).
+            if HELD:
+                dtv1, dv1, k1, tk1 = warpgroup_mma_wait(0, [dtv1, dv1, k1, tk1])
             else:
                 dtv1, dv1 = warpgroup_mma_wait(0, [dtv1, dv1])
             sync_threads()
@@ -182,11 +176,21 @@ def _probabilities(
 
 
 @gluon.jit
+def _start_c(
+    v1, kv_smem2, at, q_smem, q_smem2, ready, count, zero, D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr
+):
+    """Wait for tile `count` of the queries and start dto v^T of it."""
+    stage = count % STAGES
+    mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
+    return product(v1, kv_smem2, at, q_smem, q_smem2, 4 * stage + 2, zero, True, D1, D2)
+
+
+@gluon.jit
 def _gradients(
     dk_desc, dk2_desc, dtk_desc, dtk2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem, p_smem, kv_ready, kv_empty,
     ready, empty, p_ready, p_empty, scale, units, H, positions, steps,
-    D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, EARLY: gl.constexpr,
-    HELD: gl.constexpr,
+    D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, HELD: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Second role: C, dP -> dtS = P*C, dS = P*(dP - d2 + B*C); dk = dS^T q + dtS^T tq, dtk = dtS^T q."""
     W2: gl.constexpr = D2 if D2 > 0 else 16
@@ -214,29 +218,30 @@ def _gradients(
         held: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
         v1 = part1(kv_smem, at, D1)
         tv1 = part1(kv_smem, at + 1, D1)
-        if HELD >= 1:
+        if HELD:
             v1 = v1.load(held)
-        if HELD >= 2:
             tv1 = tv1.load(held)
-        for _ in range(steps):
+        if AHEAD:
+            c = _start_c(v1, kv_smem2, at, q_smem, q_smem2, ready, count, zero, D1, D2, STAGES)
+            c = warpgroup_mma_wait(0, [c])
+        for step in range(steps):
             stage = count % STAGES
             buffer = count & 1
-            mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
-            c = product(v1, kv_smem2, at, q_smem, q_smem2, 4 * stage + 2, zero, True, D1, D2)
+            if not AHEAD:
+                c = _start_c(v1, kv_smem2, at, q_smem, q_smem2, ready, count, zero, D1, D2, STAGES)
             mbarrier.wait(p_ready.index(buffer), (count >> 1) & 1)
             p = p_smem.index(2 * buffer).load(layout)
             b = p_smem.index(2 * buffer + 1).load(layout)
             sync_threads()
             mbarrier.arrive(p_empty.index(buffer), count=1)
-            c = warpgroup_mma_wait(0, [c]) - stats_smem.index(4 * stage + 2).load(column)[None, :]
-            if not EARLY:
-                dts16 = round16(widen(p) * c, dtype)
+            if not AHEAD:
+                c = warpgroup_mma_wait(0, [c])
+            c = c - stats_smem.index(4 * stage + 2).load(column)[None, :]
+            dts16 = round16(widen(p) * c, dtype)
             # dP starts from B*C - d2, and runs beside the products of dtS, which do not need it.
             dp = widen(b) * c - stats_smem.index(4 * stage + 3).load(column)[None, :]
             dp = product(v1, kv_smem2, at, q_smem, q_smem2, 4 * stage + 3, dp, False, D1, D2)
             dp = product(tv1, kv_smem2, at + 1, q_smem, q_smem2, 4 * stage + 2, dp, False, D1, D2)
-            if EARLY:
-                dts16 = round16(widen(p) * c, dtype)
             dts_left = gl.convert_layout(dts16, left1)
             q1 = part1(q_smem, 4 * stage, D1)
             dtk1 = warpgroup_mma(dts_left, q1, dtk1, is_async=True)
@@ -246,12 +251,22 @@ def _gradients(
                 dts_left2 = gl.convert_layout(dts16, left2)
                 dtk2 = warpgroup_mma(dts_left2, q2, dtk2, is_async=True)
                 dk2 = warpgroup_mma(dts_left2, part2(q_smem2, 4 * stage + 1, D2), dk2, is_async=True)
-            dp = warpgroup_mma_wait(2 * SPLIT, [dp])
+            if AHEAD:
+                # C of the next queries (of these again at the end, for nothing) runs under the products of dtS and dS.
+                following = count + (step + 1 < steps).to(gl.int32)
+                c = _start_c(v1, kv_smem2, at, q_smem, q_smem2, ready, following, zero, D1, D2, STAGES)
+                dp = warpgroup_mma_wait(3 * SPLIT, [dp])
+            else:
+                dp = warpgroup_mma_wait(2 * SPLIT, [dp])
             ds16 = round16(widen(p) * dp, dtype)
             dk1 = warpgroup_mma(gl.convert_layout(ds16, left1), q1, dk1, is_async=True)
             if D2 > 0:
                 dk2 = warpgroup_mma(gl.convert_layout(ds16, left2), q2, dk2, is_async=True)
-                dtk1, dk1, dtk2, dk2 = warpgroup_mma_wait(0, [dtk1, dk1, dtk2, dk2])
+                dtk2, dk2 = warpgroup_mma_wait(0, [dtk2, dk2])
+            if AHEAD:
+                dtk1, dk1, v1, tv1, c = warpgroup_mma_wait(0, [dtk1, dk1, v1, tv1, c])
+            elif HELD:
+                dtk1, dk1, v1, tv1 = warpgroup_mma_wait(0, [dtk1, dk1, v1, tv1])
             else:
                 dtk1, dk1 = warpgroup_mma_wait(0, [dtk1, dk1])
             sync_threads()
@@ -276,7 +291,7 @@ def keys_kernel(
     do_desc, do2_desc, dto_desc, dto2_desc, dk_desc, dk2_desc, dv_desc, dv2_desc, dtk_desc, dtk2_desc, dtv_desc,
     dtv2_desc, stats_desc, scale, B, H, N_Q, N_KV, PADDED, PLANE,
     D1: gl.constexpr, D2: gl.constexpr, STAGES: gl.constexpr, KEY_BUFFERS: gl.constexpr, EVEN: gl.constexpr,
-    EARLY: gl.constexpr, HELD: gl.constexpr,
+    HELD: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """dk, dv, dtk, dtv from the row statistics that `queries_kernel` wrote."""
     dtype: gl.constexpr = q_desc.dtype
@@ -314,10 +329,10 @@ def keys_kernel(
         [
             (_probabilities, (dv_desc, dv2_desc, dtv_desc, dtv2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem,
                               p_smem, kv_ready, kv_empty, ready, empty, p_ready, p_empty, scale, units, H, positions,
-                              steps, N_KV, D1, D2, STAGES, KEY_BUFFERS, EVEN, EARLY, HELD)),
+                              steps, N_KV, D1, D2, STAGES, KEY_BUFFERS, EVEN, HELD, AHEAD)),
             (_gradients, (dk_desc, dk2_desc, dtk_desc, dtk2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem,
                           p_smem, kv_ready, kv_empty, ready, empty, p_ready, p_empty, scale, units, H, positions,
-                          steps, D1, D2, STAGES, KEY_BUFFERS, EARLY, HELD)),
+                          steps, D1, D2, STAGES, KEY_BUFFERS, HELD, AHEAD)),
             (_produce_keys, (k_desc, k2_desc, tk_desc, tk2_desc, v_desc, v2_desc, tv_desc, tv2_desc, kv_smem, kv_smem2,
                              kv_ready, kv_empty, units, H, positions, D1, D2, KEY_BUFFERS)),
             (_produce_queries, (q_desc, q2_desc, tq_desc, tq2_desc, do_desc, do2_desc, dto_desc, dto2_desc, stats_desc,

@@ -99,7 +99,7 @@ def _consume(
     dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem, q_smem2, kv_smem,
     kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps, N_Q, N_KV, PADDED, PLANE,
     W: gl.constexpr, HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr,
-    BUFFERS: gl.constexpr, EVEN: gl.constexpr, EARLY: gl.constexpr, HELD: gl.constexpr, HAS_REST: gl.constexpr,
+    BUFFERS: gl.constexpr, EVEN: gl.constexpr, HELD: gl.constexpr, HAS_REST: gl.constexpr,
 ):  # fmt: skip
     W2: gl.constexpr = D2 if D2 > 0 else 16
     SPLIT: gl.constexpr = 2 if D2 > 0 else 1
@@ -148,14 +148,9 @@ def _consume(
         tq1 = part1(q_smem, at + 1, D1)
         dto1 = part1(q_smem, at + 2, D1)
         do1 = part1(q_smem, at + 3, D1)
-        if HELD >= 1:
+        if HELD:
             q1 = q1.load(held)
-        if HELD >= 2:
             dto1 = dto1.load(held)
-        if HELD >= 3:
-            tq1 = tq1.load(held)
-        if HELD >= 4:
-            do1 = do1.load(held)
         for step in range(steps):
             slot = count % SLOTS
             other = (count + 1) % SLOTS
@@ -165,34 +160,22 @@ def _consume(
             s = product(q1, q_smem2, at, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
             ts = product(tq1, q_smem2, at + 1, kv_smem, kv_smem2, 2 * slot, zero, True, D1, D2)
             ts = product(q1, q_smem2, at, kv_smem, kv_smem2, 2 * slot + 1, ts, False, D1, D2)
-            if EARLY:
-                mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
-                c = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
-                s = warpgroup_mma_wait(3 * SPLIT, [s])
-            else:
-                s = warpgroup_mma_wait(2 * SPLIT, [s])
+            s = warpgroup_mma_wait(2 * SPLIT, [s])
             p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
             if not EVEN:
                 keys = step * 64 + gl.arange(0, 64, gl.SliceLayout(0, layout))
                 p = gl.where(keys[None, :] < N_KV, p, 0.0)
             p16 = round16(p, dtype)
-            if EARLY:
-                ts = warpgroup_mma_wait(SPLIT, [ts])
-                b16 = round16(ts * scale - mu[:, None], dtype)
-            else:
-                ts = warpgroup_mma_wait(0, [ts])
-                mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
-                c = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
-                b16 = round16(ts * scale - mu[:, None], dtype)
+            ts = warpgroup_mma_wait(0, [ts])
+            mbarrier.wait(ready.index(other), ((count + 1) // SLOTS) & 1)
+            c = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other, zero, True, D1, D2)
+            b16 = round16(ts * scale - mu[:, None], dtype)
             c = warpgroup_mma_wait(0, [c]) - d1[:, None]
-            if not EARLY:
-                dts16 = round16(widen(p16) * c, dtype)
+            dts16 = round16(widen(p16) * c, dtype)
             # dP runs beside the products of dtS, which do not need it.
             dp = widen(b16) * c - d2[:, None]
             dp = product(do1, q_smem2, at + 3, kv_smem, kv_smem2, 2 * other, dp, False, D1, D2)
             dp = product(dto1, q_smem2, at + 2, kv_smem, kv_smem2, 2 * other + 1, dp, False, D1, D2)
-            if EARLY:
-                dts16 = round16(widen(p16) * c, dtype)
             dts_left = gl.convert_layout(dts16, left1)
             dtq1 = warpgroup_mma(dts_left, k1, dtq1, is_async=True)
             dq1 = warpgroup_mma(dts_left, tk1, dq1, is_async=True)
@@ -209,7 +192,10 @@ def _consume(
             dq1 = warpgroup_mma(gl.convert_layout(ds16, left1), k1, dq1, is_async=True)
             if D2 > 0:
                 dq2 = warpgroup_mma(gl.convert_layout(ds16, left2), k2, dq2, is_async=True)
-                dq1, dtq1, dq2, dtq2 = warpgroup_mma_wait(0, [dq1, dtq1, dq2, dtq2])
+                dq2, dtq2 = warpgroup_mma_wait(0, [dq2, dtq2])
+            # Operands that stay in registers are named here, or the assembler gives their registers away (it did).
+            if HELD:
+                dq1, dtq1, q1, dto1 = warpgroup_mma_wait(0, [dq1, dtq1, q1, dto1])
             else:
                 dq1, dtq1 = warpgroup_mma_wait(0, [dq1, dtq1])
             sync_threads()
@@ -234,7 +220,7 @@ def queries_kernel(
     do_desc, do2_desc, dto_desc, dto2_desc, dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS,
     o_b, o_h, o_n, scale, B, H, N_Q, N_KV, PADDED, PLANE,
     HEAD: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr, BUFFERS: gl.constexpr,
-    EVEN: gl.constexpr, EARLY: gl.constexpr, HELD: gl.constexpr, HAS_REST: gl.constexpr,
+    EVEN: gl.constexpr, HELD: gl.constexpr, HAS_REST: gl.constexpr,
 ):  # fmt: skip
     """dq, dtq, and STATS [4, B*H, PADDED] = logsumexp in base 2, mu, d1, d2 for `keys_kernel`.
 
@@ -267,10 +253,10 @@ def queries_kernel(
         [
             (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem,
                         q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps,
-                        N_Q, N_KV, PADDED, PLANE, 0, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, EARLY, HELD, HAS_REST)),
+                        N_Q, N_KV, PADDED, PLANE, 0, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, HELD, HAS_REST)),
             (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem,
                         q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps,
-                        N_Q, N_KV, PADDED, PLANE, 1, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, EARLY, HELD, HAS_REST)),
+                        N_Q, N_KV, PADDED, PLANE, 1, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, HELD, HAS_REST)),
             (_produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
                         tv_desc, tv2_desc, do_desc, do2_desc, dto_desc, dto2_desc, q_smem, q_smem2, kv_smem, kv_smem2,
                         q_ready, q_empty, ready, empty, tiles, H, blocks, steps, D1, D2, SLOTS, BUFFERS)),

@@ -68,18 +68,15 @@ def shrink_sums(acc, tacc, acc2, tacc2, shrink, D2: gl.constexpr):
 
 
 @gluon.jit
-def row_sum(x, LANES: gl.constexpr):
-    """Row sums; with LANES [64, 4], one sum a lane, so that no step exchanges numbers between lanes."""
-    if LANES:
-        return gl.sum(gl.sum(x.reshape([64, 8, 4, 2]), 3), 1)
-    else:
-        return gl.sum(x, 1)
+def lane_sums(x):
+    """[64, 64] -> [64, 4]: a sum for each of the four lanes of a row, so that steps exchange nothing between them."""
+    return gl.sum(gl.sum(x.reshape([64, 8, 4, 2]), 3), 1)
 
 
 @gluon.jit
 def softmax(
     s, ts, m, l, mu, mu_rounded, scale, n0, N_KV, EVEN: gl.constexpr, dtype: gl.constexpr,
-    p_layout: gl.constexpr, LANES: gl.constexpr,
+    p_layout: gl.constexpr,
 ):  # fmt: skip
     """One step of the running softmax: statistics, the factor for what has been summed, and P and W = P * tS."""
     layout: gl.constexpr = s.type.layout
@@ -90,13 +87,13 @@ def softmax(
     m_new = gl.maximum(m, gl.max(s, 1) * scale2)
     p = gl.exp2(s * scale2 - m_new[:, None])
     shrink = gl.exp2(m - m_new)
-    fall = gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] if LANES else shrink
-    l = l * fall + row_sum(p, LANES)
+    fall = gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None]
+    l = l * fall + lane_sums(p)
     w = p * (ts * scale)
     w16 = round16(w, dtype)
-    mu = mu * fall + row_sum(w, LANES)
+    mu = mu * fall + lane_sums(w)
     # See triton_forward.py: the mean of the rounded weights is what cancels in `to`.
-    mu_rounded = mu_rounded * fall + row_sum(widen(w16), LANES)
+    mu_rounded = mu_rounded * fall + lane_sums(widen(w16))
     return (
         m_new, l, mu, mu_rounded, shrink,
         gl.convert_layout(round16(p, dtype), p_layout), gl.convert_layout(w16, p_layout),
