@@ -61,7 +61,8 @@ def client(page: Served, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def connect(url: str, drawn: Path) -> Any:
     from gradio_client import Client
 
-    return Client(url, verbose=False, download_files=str(drawn), analytics_enabled=False)
+    patience = {"timeout": 120}  # seconds, not the client's 5: the server shares two cores with other tests
+    return Client(url, verbose=False, download_files=str(drawn), analytics_enabled=False, httpx_kwargs=patience)
 
 
 def directly(trained: TrainedRun, label: list[int], calls: int, w: float, seed: int, method: str) -> np.ndarray:
