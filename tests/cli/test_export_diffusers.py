@@ -110,7 +110,7 @@ def test_nothing_is_invented_for_the_card(run: Path, tmp_path: Path, capsys: pyt
     assert answer.code == 0
     assert answer.out.startswith(f"{out}\n")
     assert "the card has no figures: run `tvmatch evaluate" in answer.err
-    assert "--license and --data-license fill that in" in answer.err
+    assert "give --license and --data-license to state it" in answer.err
     text = (out / "README.md").read_text()
     assert "license:" not in text
     assert text.count("not stated; ask whoever trained it") == 2
@@ -140,6 +140,10 @@ def test_a_model_of_latents_takes_its_codec_along(run: Path, tmp_path: Path) -> 
         "diffusion_pytorch_model.safetensors",
     ]
     assert "| codec | taef2 |" in (out / "README.md").read_text()
+    assert (
+        "Draws pictures of 16 pixels a side, as latents of 32 x 2 x 2, in 1 network call"
+        in (out / "README.md").read_text()
+    )
     assert str(CODEC.parent) not in (out / "README.md").read_text()
     pipeline, noise = TVMatchPipeline.from_pretrained(out), seeded_noise(0, range(2), (32, 2, 2))
     drawn = np.stack([np.asarray(image) for image in pipeline([0, 1], latents=noise).images])

@@ -81,5 +81,5 @@ def _diffusers(options: ExportOptions) -> int:
     missing = [name for name in ("license", "data_license") if getattr(options, name) is None]
     if missing:
         asked = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
-        warn("export", f"the card does not say under which licence; {asked} fill that in.")
+        warn("export", f"the card says of a licence that it is not stated; give {asked} to state it.")
     return 0

@@ -68,7 +68,9 @@ def model_card(trained: TrainedRun, facts: CardFacts, codec: str | None, picture
     asked = "class_labels=0" if network.num_classes else "num_images_per_label=4"
     if network.num_classes and trained.class_names:
         asked = f"class_labels={json.dumps(trained.class_names[0], ensure_ascii=False)}"
-    kind = "pictures" if trained.latent_space is None and picture else "latents"
+    what = f"pictures of {shape}" if picture else f"latents of {shape}"
+    if trained.latent_space is not None and codec:
+        what = f"pictures of {trained.latent_space.image_size} pixels a side, as latents of {shape},"
     calls = f"{trained.nfe} network call{'s' if trained.nfe > 1 else ''}"
     lines = [
         "---",
@@ -79,7 +81,7 @@ def model_card(trained: TrainedRun, facts: CardFacts, codec: str | None, picture
         "",
         f"# {facts.name}",
         "",
-        f"Draws {kind} of {shape} in {calls}, or as many as you like. Trained and exported with tvmatch.",
+        f"Draws {what} in {calls}, or as many as you like. Trained and exported with tvmatch.",
         "",
         *([f"![Samples in {calls}, not selected]({picture})", ""] if picture else []),
         "```python",
