@@ -1,11 +1,13 @@
 """What comes over the network is checked before anything is drawn."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tvmatch.demo.request import EACH, LARGEST_SEED, DrawRequest, class_choices, read_request
+from tvmatch.demo.request import EACH, LARGEST_SEED, NO_CLASS, DrawRequest, class_choices, read_request
 from tvmatch.training.trained import TrainedRun, load_run
 
 GOOD = {"name": "wasp", "calls": 2, "w": 1.5, "seed": 7, "pictures": 3}
@@ -76,3 +78,17 @@ def test_what_is_offered(trained: TrainedRun) -> None:
     assert class_choices(trained) == [EACH, "bee", "wasp", "ant [x]"]
     for name in class_choices(trained):
         read_request(trained, **{**GOOD, "name": name})
+
+
+def test_a_run_without_classes(trained: TrainedRun) -> None:
+    network = SimpleNamespace(num_classes=0)
+    run = replace(trained, flow=SimpleNamespace(network=network), class_names=())  # type: ignore[arg-type]
+    assert class_choices(run) == [NO_CLASS]
+    for name in (NO_CLASS, None):
+        assert read_request(run, name, 1, 1, 0, 2) == DrawRequest((-1, -1), 1, 1.0, 0)
+    for values, message in (
+        (("bee", 1, 1, 0, 2), "no class is called 'bee': this run was trained without classes."),
+        ((NO_CLASS, 1, 2, 0, 2), "this run was trained without classes, so w must be 1, got 2."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_request(run, *values)
