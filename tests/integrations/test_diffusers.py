@@ -116,11 +116,13 @@ def test_pictures_of_one_channel_and_no_classes() -> None:
 
 def test_weights_of_16_bits(pipeline: TVMatchPipeline) -> None:
     """Times stay float32: in 16 bits they would blur together."""
-    noise = seeded_noise(0, range(3), (3, 4, 4))
+    noise, seen = seeded_noise(0, range(3), (3, 4, 4)), []
     exact = pipeline([0, 1, 2], latents=noise, num_inference_steps=4, output_type="latent").images
+    pipeline.transformer.register_forward_pre_hook(lambda _, inputs: seen.append([one.dtype for one in inputs]))
     for dtype, tolerance in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
         drawn = pipeline.to(dtype)([0, 1, 2], latents=noise, num_inference_steps=4, output_type="latent").images
         assert drawn.dtype == torch.float32
+        assert seen.pop() == [dtype, torch.float32, torch.float32]
         assert 0 < float((drawn - exact).norm() / exact.norm()) < tolerance
         pipeline.to(torch.float32)
 
