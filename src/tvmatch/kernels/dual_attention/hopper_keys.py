@@ -16,9 +16,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
+from .hopper_key_loads import produce_keys, produce_queries
 from .hopper_tiles import (
     LOG2E,
-    load_parts,
     part1,
     part2,
     product,
@@ -28,57 +28,6 @@ from .hopper_tiles import (
     sync_threads,
     widen,
 )  # fmt: skip
-
-
-@gluon.jit
-def _produce_keys(
-    k_desc, k2_desc, tk_desc, tk2_desc, v_desc, v2_desc, tv_desc, tv2_desc, kv_smem, kv_smem2, kv_ready, kv_empty,
-    units, H, positions, D1: gl.constexpr, D2: gl.constexpr, KEY_BUFFERS: gl.constexpr,
-):  # fmt: skip
-    turn = 0
-    for unit in range(gl.program_id(0), units, gl.num_programs(0)):
-        bh = unit // positions
-        b = bh // H
-        h = bh % H
-        n0 = unit % positions * 64
-        buffer = turn % KEY_BUFFERS
-        at = 4 * buffer
-        bar = kv_ready.index(buffer)
-        mbarrier.wait(kv_empty.index(buffer), ((turn // KEY_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(bar, 4 * 64 * (D1 + D2) * 2)
-        load_parts(k_desc, k2_desc, b, h, n0, bar, kv_smem, kv_smem2, at, D1, D2)
-        load_parts(tk_desc, tk2_desc, b, h, n0, bar, kv_smem, kv_smem2, at + 1, D1, D2)
-        load_parts(v_desc, v2_desc, b, h, n0, bar, kv_smem, kv_smem2, at + 2, D1, D2)
-        load_parts(tv_desc, tv2_desc, b, h, n0, bar, kv_smem, kv_smem2, at + 3, D1, D2)
-        turn += 1  # noqa: SIM113
-
-
-@gluon.jit
-def _produce_queries(
-    q_desc, q2_desc, tq_desc, tq2_desc, do_desc, do2_desc, dto_desc, dto2_desc, stats_desc, q_smem, q_smem2,
-    stats_smem, ready, empty, units, H, positions, steps, PADDED, PLANE, D1: gl.constexpr, D2: gl.constexpr,
-    STAGES: gl.constexpr,
-):  # fmt: skip
-    count = 0
-    for unit in range(gl.program_id(0), units, gl.num_programs(0)):
-        bh = unit // positions
-        b = bh // H
-        h = bh % H
-        for step in range(steps):
-            stage = count % STAGES
-            mbarrier.wait(empty.index(stage), ((count // STAGES) & 1) ^ 1)
-            bar = ready.index(stage)
-            m0 = step * 64
-            mbarrier.expect(bar, 4 * 64 * (D1 + D2) * 2 + 4 * 64 * 4)
-            load_parts(q_desc, q2_desc, b, h, m0, bar, q_smem, q_smem2, 4 * stage, D1, D2)
-            load_parts(tq_desc, tq2_desc, b, h, m0, bar, q_smem, q_smem2, 4 * stage + 1, D1, D2)
-            load_parts(dto_desc, dto2_desc, b, h, m0, bar, q_smem, q_smem2, 4 * stage + 2, D1, D2)
-            load_parts(do_desc, do2_desc, b, h, m0, bar, q_smem, q_smem2, 4 * stage + 3, D1, D2)
-            for i in gl.static_range(4):
-                tma.async_copy_global_to_shared(
-                    stats_desc, [i * PLANE + bh * PADDED + m0], bar, stats_smem.index(4 * stage + i)
-                )
-            count += 1
 
 
 @gluon.jit
@@ -333,9 +282,9 @@ def keys_kernel(
             (_gradients, (dk_desc, dk2_desc, dtk_desc, dtk2_desc, kv_smem, kv_smem2, q_smem, q_smem2, stats_smem,
                           p_smem, kv_ready, kv_empty, ready, empty, p_ready, p_empty, scale, units, H, positions,
                           steps, D1, D2, STAGES, KEY_BUFFERS, HELD, AHEAD)),
-            (_produce_keys, (k_desc, k2_desc, tk_desc, tk2_desc, v_desc, v2_desc, tv_desc, tv2_desc, kv_smem, kv_smem2,
+            (produce_keys, (k_desc, k2_desc, tk_desc, tk2_desc, v_desc, v2_desc, tv_desc, tv2_desc, kv_smem, kv_smem2,
                              kv_ready, kv_empty, units, H, positions, D1, D2, KEY_BUFFERS)),
-            (_produce_queries, (q_desc, q2_desc, tq_desc, tq2_desc, do_desc, do2_desc, dto_desc, dto2_desc, stats_desc,
+            (produce_queries, (q_desc, q2_desc, tq_desc, tq2_desc, do_desc, do2_desc, dto_desc, dto2_desc, stats_desc,
                                 q_smem, q_smem2, stats_smem, ready, empty, units, H, positions, steps, PADDED, PLANE,
                                 D1, D2, STAGES)),
         ],
