@@ -83,7 +83,7 @@ accelerator.end_training()
 def test_accelerate_on_two_processes_gives_the_same_weights(looped: FlowMap, tmp_path: Path) -> None:
     script, out = tmp_path / "script.py", tmp_path / "weights.pt"
     script.write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29581"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, str(script), str(out)], check=True, timeout=240, cwd=tmp_path)
     saved = torch.load(out, weights_only=True)
     for name, value in looped.state_dict().items():
