@@ -181,6 +181,7 @@ def test_a_port_that_is_taken(page: Served, trained: TrainedRun) -> None:
 def test_the_command_speaks_to_nobody_ends_on_a_signal_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}
+    environment.pop("GRADIO_TEMP_DIR", None)  # of the page that this process serves
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, "hosts", str(run)],

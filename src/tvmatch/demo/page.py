@@ -32,12 +32,20 @@ def serve(artist: Artist, name: str, host: str = "127.0.0.1", port: int | None =
 
     Raises `OSError` for a port that is taken or a host that is not this machine's.
     """
-    gradio = _gradio()
     files = tempfile.TemporaryDirectory(prefix="tvmatch-demo-")
-    os.environ["GRADIO_TEMP_DIR"] = files.name
-    page = build_page(artist, name)
-    artist.warm_up()
+    before = os.environ.get("GRADIO_TEMP_DIR")
+
+    def remove_files() -> None:
+        os.environ.pop("GRADIO_TEMP_DIR")
+        if before is not None:
+            os.environ["GRADIO_TEMP_DIR"] = before
+        files.cleanup()
+
+    os.environ["GRADIO_TEMP_DIR"] = files.name  # read when gradio is imported, and again for every picture
     try:
+        gradio = _gradio()
+        page = build_page(artist, name)
+        artist.warm_up()
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -54,12 +62,12 @@ def serve(artist: Artist, name: str, host: str = "127.0.0.1", port: int | None =
             footer_links=[],
         )
     except BaseException:
-        files.cleanup()
+        remove_files()
         raise
 
     def close() -> None:
         page.close(verbose=False)
-        files.cleanup()
+        remove_files()
 
     return Served(url, close)
 
