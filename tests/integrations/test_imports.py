@@ -60,7 +60,8 @@ def test_optional_packages_are_not_imported(modules: str, of_torch: set[str]) ->
 def test_opening_a_run_and_exporting_it_do_without_distributed_checkpoints() -> None:
     """They take about 2 s to import, and only training needs them."""
     found = imported_modules(
-        "tvmatch.training.trained, tvmatch.training.export, tvmatch.integrations.onnx, tvmatch.devices, tvmatch.pictures"
+        "tvmatch.training.trained, tvmatch.training.export, tvmatch.integrations.onnx, tvmatch.devices, "
+        "tvmatch.pictures"
     )
     for slow in ("torch.distributed.checkpoint", "torch.distributed.tensor", "torch.distributed.fsdp", "rich.progress"):
         assert importlib.util.find_spec(slow) is not None  # it would be called so
