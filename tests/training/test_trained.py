@@ -112,7 +112,7 @@ def test_flow_matching_is_sampled_by_euler_steps(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_run(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(RunFolderError, match="there is no folder .*nowhere; choose another folder"):
+    with pytest.raises(RunFolderError, match=r"there is no folder .*nowhere; choose another folder"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match=r"holds no config\.yaml, so it is not a run of tvmatch"):
         load_run(tmp_path)
