@@ -56,7 +56,10 @@ def test_whole_numbers_serve_as_floats() -> None:
         ("run: 5", "run must be a path, got 5"),
         ("guidance: 1.5", r"guidance must be text \(in YAML put it in quotes\), got 1\.5"),
         ("objective: flow", "objective must be terminal-velocity or flow-matching or mean-flow or .*, got .flow."),
-        ("jumps: [uniform]", "jumps must be auto or truncated-gap or near or far or to-data or logit-normal or uniform"),
+        (
+            "jumps: [uniform]",
+            "jumps must be auto or truncated-gap or near or far or to-data or logit-normal or uniform",
+        ),
         ("- 1", "config.yaml holds no configuration"),
         ("", "config.yaml holds no configuration"),
         ("steps: [", "config.yaml is not YAML"),
