@@ -123,12 +123,17 @@ def plot(result: dict, path: Path) -> None:
     axes[0].set_ylabel("gradient norm before clipping")
     axes[1].set_ylabel("ratio to w = 1")
     for axis in axes:
-        axis.set(xlabel="guidance scale w", xscale="log", yscale="log")
+        axis.set(xlabel="guidance scale w", xscale="log")
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(result["scales"], [f"{w:g}" for w in result["scales"]])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{result['steps']} steps on points of two classes, {result['seeds']} seeds, second half")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    most = max(row["seeds"] for row in result["summary"])
+    figure.suptitle(
+        f"{result['steps']} steps on points of two classes, up to {most} seeds, second half; bars: deviation"
+    )
     figure.savefig(path, dpi=110)
 
 
