@@ -66,7 +66,7 @@ def test_real_digits_score_perfectly_and_shuffled_ones_do_not(tmp_path: Path, mo
         ({"calls": (1, -1)}, r"nfe must be one number.*got \[1, -1\]"),
         ({"scales": ()}, "no guidance scale w was given"),
         ({"scales": (1.5, -1.0)}, "w must be positive and finite.*got -1"),
-        ({"method": "heun"}, "method must be jump or euler, got 'heun'"),
+        ({"method": "heun"}, "method must be jump or euler or consistency, got 'heun'"),
     ],
 )
 def test_bad_requests_are_named(tmp_path: Path, keywords: dict, message: str) -> None:
