@@ -1,5 +1,9 @@
 """Moving averages in one pass: the kernel in Triton's interpreter (marked: on a GPU) against the plain formula."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +60,26 @@ def test_lists_that_do_not_fit_are_refused() -> None:
         move_averages(weights, averages, [0.5])
     with pytest.raises(ValueError, match="as many tensors as there are weights"):
         move_averages(weights, [averages[0][1:]], [0.5])
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tvmatch.kernels.averages.triton import move_kernel
+
+for skips in (False, True):
+    types = dict(zip(move_kernel.arg_names, ["*i64", "*i32", "*i64", "*fp32"] + ["fp32"] * 4))
+    constants = {"COUNT": 3, "SKIPS": skips, "BLOCK": 4096}
+    source = ASTSource(move_kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+    triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu() -> None:
+    """The interpreter accepts what the compiler does not; with `skip` is how training calls it."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment, timeout=200)
 
 
 @pytest.mark.gpu

@@ -106,3 +106,20 @@ def test_each_semi_lipschitz_change_can_be_removed(small_config: DiTConfig) -> N
     assert norm_of_hidden_tokens(xavier) > 1.2
     assert not xavier(*given).any()  # modulation and output start at zero either way
     assert norm_of_hidden_tokens(MLP(MLPConfig(hidden_size=16, initialisation="xavier"))) > 1.2
+
+
+def test_all_blocks_are_called_alike(flow: FlowMap, inputs: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first block whose tangent needs no gradient would be compiled once more than the others."""
+    seen = []
+    for block in flow.network.blocks:
+        pair = block.pair
+        monkeypatch.setattr(
+            block,
+            "pair",
+            lambda given, tangents, pair=pair: (
+                seen.append([x.requires_grad for x in (*given, *tangents)]) or pair(given, tangents)
+            ),
+        )
+    flow.network(**inputs, tangents=Tangents(s=torch.ones_like(inputs["s"])))
+    assert len(seen) > 1
+    assert all(one == seen[0] for one in seen)

@@ -21,12 +21,11 @@ def move_kernel(
     """`addresses` [tensors, 1 + COUNT]: of a weight and of its averages; `blocks` [programs, 2]: which weight a program
     takes a part of, and which part; `sizes` [tensors]. Nothing is written where `skip` is not 0."""
     program = tl.program_id(0)
-    if SKIPS:  # noqa: SIM102  (what is not a compile-time constant has an `if` of its own)
-        if tl.load(skip) != 0:
-            return
     tensor = tl.load(blocks + 2 * program)
     at = tl.load(blocks + 2 * program + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < tl.load(sizes + tensor)
+    if SKIPS:
+        inside &= tl.load(skip) == 0
     row = addresses + tensor * (1 + COUNT)
     weight = tl.load(tl.load(row).to(tl.pointer_type(tl.float32)) + at, inside)
     for number in tl.static_range(COUNT):
