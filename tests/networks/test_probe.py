@@ -3,6 +3,7 @@ import torch
 
 from tests.test_flow_map import DetachedTime, GaussianNetwork, SilentZero
 from tvmatch.flow_map import FlowMap
+from tvmatch.networks import probe
 from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.networks.duals import TangentError
 from tvmatch.networks.probe import verify_tangents
@@ -31,6 +32,32 @@ def test_sixteen_bits_pass_and_lost_tangents_do_not(small_config: DiTConfig) -> 
     network = DiT(small_config)
     network.set_compute_dtype(torch.bfloat16)
     assert verify_tangents(FlowMap(network), batch=32) < 0.4
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_derivative_below_the_rounding_of_differences(
+    small_config: DiTConfig, halved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after flow matching alone; found on a GPU, where a run that began from such weights was refused."""
+    torch.manual_seed(0)
+    network = DiT(small_config)
+    network.set_compute_dtype(torch.bfloat16)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        network.conditioning.gap.fc2.weight.mul_(1e-4)
+    flow = FlowMap(network)
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    assert probe._compare(flow, 32, probe.STEP_16, all_weights=False)[2] > probe.TOLERANCE_16
+    if halved:
+        right = flow.network_derivative
+        monkeypatch.setattr(flow, "network_derivative", lambda *given: (0, right(*given)[1] * 0.3))
+        with pytest.raises(TangentError):
+            verify_tangents(flow, batch=32)
+    else:
+        assert verify_tangents(flow, batch=32) < 0.4
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
 
 
 @pytest.mark.parametrize("failing", [True, False])
