@@ -5,12 +5,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from tests.training.support import TINY, tiny_config
 from tvmatch.data.digits import digits_source
+from tvmatch.data.source import to_network_range
 from tvmatch.training import loop, saving
+from tvmatch.training.attention_probe import probe
 from tvmatch.training.bench import StepCase, measure_step
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.ranks import join_ranks
@@ -61,6 +65,30 @@ def gradient(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
                 }.items()
             },
         }
+
+
+def gathers(config: TrainConfig) -> dict[str, Any]:
+    """How often a step, and then a call from outside, gather weights, and whether some are still whole afterwards."""
+    with join_ranks(config.strategy, config.device) as ranks, pytest.MonkeyPatch.context() as patch:
+        state, header, module = loop.prepare(config, SOURCE, ranks)
+        run = loop._Run(config, SOURCE, state, header, module, ranks, Schedule(config), False)
+        images = torch.from_numpy(SOURCE.batch(run.stream.indices(0)))
+        label = torch.from_numpy(SOURCE.labels[run.stream.indices(0)])
+        name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # torch 2.11
+        calls, gather = [], getattr(dist, name)
+        patch.setattr(dist, name, lambda *a, **k: (calls.append(1), gather(*a, **k))[1])
+        found: dict[str, Any] = {}
+        for name, act in (
+            ("first step", lambda: run.step(images, label)),
+            ("step", lambda: run.step(images, label)),
+            ("outside", lambda: probe(state.objective.flow.network, to_network_range(images), label, 2.0)),
+            ("last step", lambda: run.step(images, label)),
+        ):
+            calls.clear()
+            act()
+            whole = [name for name, value in state.objective.named_parameters() if not isinstance(value, DTensor)]
+            found[name] = (len(calls), whole)
+        return found
 
 
 def train(config: TrainConfig) -> tuple[int, int | None]:

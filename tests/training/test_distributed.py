@@ -78,8 +78,10 @@ def relative(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
         ("ddp", 4, {"accumulate": 2}),
         ("ddp", 2, {"accumulate": 4, "recompute": "full"}),
         ("fsdp", 2, {"accumulate": 2}),
+        ("fsdp", 2, {"fsdp_gather": "use"}),
         ("fsdp", 4, {}),
         ("fsdp", 4, {"accumulate": 2, "recompute": "full"}),
+        ("fsdp", 2, {"accumulate": 2, "recompute": "full", "fsdp_gather": "use"}),
     ],
 )
 def test_the_same_batch_gives_the_same_loss_and_gradients(
@@ -103,6 +105,18 @@ def test_the_same_batch_gives_the_same_loss_and_gradients(
         else:
             assert max(kept) < everything
             assert sum(kept) == everything or kind == "slots"  # counts of steps are everywhere
+
+
+@pytest.mark.parametrize(("changes", "step"), [({}, 4), ({"fsdp_gather": "step"}, 4), ({"fsdp_gather": "use"}, 10)])
+def test_how_often_sharded_weights_are_gathered(pool: Pool, tmp_path: Path, changes: dict, step: int) -> None:
+    """Two units, a block and the rest, of two networks; those of the target are used once. `use`: those of the trained one
+    in two calls, forward and backward; one of the gathers is a prefetch of FSDP2 that nobody needs."""
+    options = config(tmp_path, strategy="fsdp", **changes)
+    for answer in pool.run(rank_checks.gathers, 2, options):
+        assert answer == {
+            name: (count, [])  # and nothing is left whole: the optimiser would move its shards behind its back
+            for name, count in (("first step", step), ("step", step), ("outside", 2), ("last step", step))
+        }
 
 
 def test_accumulation_in_one_process(checkpoint: Path, alone: dict) -> None:

@@ -120,7 +120,8 @@ def test_what_may_change(tmp_path: Path) -> None:
         "precision": "float32",
         "compile": "off",
         "recompute": "full",
-        "strategy": "single",
+        "strategy": "fsdp",
+        "fsdp_gather": "use",
         "accumulate": 2,
         "graphs": "off",
     }

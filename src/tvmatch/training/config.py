@@ -33,6 +33,7 @@ Compile = Literal["auto", "on", "off"]
 Graphs = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["auto", "single", "ddp", "fsdp"]
+FsdpGather = Literal["auto", "step", "use"]
 JumpName = Literal["auto", "truncated-gap", "near", "far", "to-data", "logit-normal", "uniform"]
 
 
@@ -90,6 +91,8 @@ class TrainConfig:
     graphs: Graphs = "auto"  # record a step as a CUDA graph and replay it (auto: on one GPU, without accumulation)
     recompute: Recompute = "none"  # activations to compute again in the backward pass, to save memory
     strategy: Strategy = "auto"  # over the processes that torchrun started (auto: ddp if there are several)
+    # with --strategy fsdp: gather the trained weights once a step, or at each use, for less memory (auto: step)
+    fsdp_gather: FsdpGather = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -109,6 +112,11 @@ class TrainConfig:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         if self.minutes is not None:
             _require(0 < self.minutes < math.inf, "minutes", self.minutes, "above 0")
+        if self.fsdp_gather != "auto" and self.strategy != "fsdp":
+            raise ValueError(
+                f"fsdp_gather={self.fsdp_gather} says when --strategy fsdp gathers weights, and strategy is "
+                f"{self.strategy}; leave it out, or give --strategy fsdp."
+            )
         _require(len(self.evaluation_ema) > 0, "evaluation_ema", self.evaluation_ema, "one decay or more")
         for decay in self.evaluation_ema:
             _require(0 <= decay < 1, "evaluation_ema", decay, "in [0, 1)")

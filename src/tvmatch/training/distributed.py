@@ -16,15 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.objectives import Objective
+from tvmatch.training.config import FsdpGather
 from tvmatch.training.ranks import Ranks
 
 
-def distribute(objective: Objective, averages: Iterable[FlowMap], ranks: Ranks) -> nn.Module:
+def distribute(
+    objective: Objective, averages: Iterable[FlowMap], ranks: Ranks, gather: FsdpGather = "auto"
+) -> nn.Module:
     """The module to call in place of `objective`; gradients come back as the mean over ranks.
 
     ddp   every rank keeps everything.
     fsdp  the weights of the flow map, of its target and of the evaluation averages are sharded alike, block by block,
-          and so are gradients and the optimiser's state, which must be made afterwards.
+          and so are gradients and the optimiser's state, which must be made afterwards. `gather` says for how long
+          the trained weights are whole: from the first use in a call of the objective until `release`, which must
+          follow the backward pass (`step`, and `auto`), or during each use (`use`).
 
     The ranks must have the same weights (`Ranks.require_equal`); nothing is copied from one to the others here.
     """
@@ -49,15 +54,48 @@ def distribute(objective: Objective, averages: Iterable[FlowMap], ranks: Ranks) 
     fully_shard(objective, mesh=mesh)
     for average in averages:
         _shard(average.network, mesh)
+    if gather != "use":
+        _gather_once(objective)
     return objective
 
 
+def _units(network: nn.Module) -> tuple[nn.Module, ...]:
+    """Each block is a unit that is gathered and let go as one; the rest of the network is another."""
+    return (*network.blocks, network) if isinstance(network, ModulatedNetwork) else (network,)
+
+
 def _shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Each block is a unit that is gathered when called and let go afterwards; the rest of the network is another."""
-    blocks = network.blocks if isinstance(network, ModulatedNetwork) else ()
-    for unit in (*blocks, network):
+    for unit in _units(network):
         # said of each: a network that is nobody's part would stay gathered, and its average could not be moved
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+
+
+def _gather_once(objective: Objective) -> None:
+    """Let the trained network keep what it has gathered through all its uses in a step: a TVM step calls it twice and
+    differentiates both calls, and FSDP2's Python costs the host some microseconds a weight each time.
+
+    Weights that stay gathered while the optimiser moves their shards would be old without a word. So calls from outside
+    the objective let go as ever, and whatever is left over is let go before the objective begins.
+    """
+    network = objective.flow.network
+    network.set_reshard_after_backward(False)
+    for unit in _units(network):
+        # Itself, which is there already: the default is whatever was called before it, and so once a part of the target
+        unit.set_modules_to_backward_prefetch([unit])
+
+    def begin(*_: object) -> None:
+        release(objective)
+        network.set_reshard_after_forward(False)
+
+    objective.register_forward_pre_hook(begin)
+    objective.register_forward_hook(lambda *_: network.set_reshard_after_forward(True), always_call=True)
+
+
+def release(module: nn.Module) -> None:
+    """After a backward pass: let go of the weights that FSDP2 has gathered for it."""
+    if isinstance(module, FSDPModule):
+        for unit in _units(module.flow.network):
+            unit.reshard()
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def prepare(
     if objective.has_tangents:
         verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
-    module = distribute(objective, ema.flows.values(), ranks)
+    module = distribute(objective, ema.flows.values(), ranks, config.fsdp_gather)
     optimizer = torch.optim.AdamW(
         objective.trained().values(),  # which are this rank's shards by now
         lr=config.learning_rate,

@@ -37,6 +37,7 @@ MAY_CHANGE = frozenset(
         "graphs",
         "recompute",
         "strategy",
+        "fsdp_gather",
         "accumulate",
     }
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tvmatch.objectives import Objective, StepLoss
 from tvmatch.objectives.base import Part
+from tvmatch.training.distributed import release
 
 LAUNCHED_STEPS = 3  # everything must be compiled, tuned and allocated before recording
 TOLERANCE = 1e-2  # of loss and gradient norm between a launched and a recorded step: order of 16-bit sums, not more
@@ -71,6 +72,7 @@ class StepGradient:
     def _launch(self, x0: Tensor, label: Tensor, part: Part, share: float = 1.0) -> StepLoss:
         result = self.module(x0, label, part)
         (result.loss * share).backward()
+        release(self.module)
         return StepLoss(result.loss.detach(), *result[1:])
 
     def _record(self, x0: Tensor, label: Tensor, part: Part, launched: tuple[float, float]) -> None:
