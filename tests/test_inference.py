@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from tvmatch.flow_map import FlowMap
-from tvmatch.inference import RecordedSampler, linear_gelu, ready_to_draw
+from tvmatch.inference import RecordedSampler, ready_to_draw
+from tvmatch.kernels.linear_gelu import linear_gelu
 from tvmatch.networks.layers import FeedForward
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.sampling import sample

@@ -115,14 +115,15 @@ class FlowMap(nn.Module):
         if bool(slope.detach().any()):
             self.tangent_seen = True
             return
-        with torch.no_grad():
-            moved = [p if d is None else p - 0.01 * d for p, d in zip((x, t, s), tangents, strict=True)]
-            if not torch.equal(self.network(*moved, label, w), self.network(x, t, s, label, w)):
-                raise TangentError(
-                    f"{type(self.network).__name__}: the derivative came out as exactly zero, but the output changes "
-                    "along that direction. An operation inside lost the tangent without a word (a custom operator or a "
-                    "compiled autograd.Function, for example); see docs/mathematics.md."
-                )
+        # as the step calls it, with gradients if it has them: a compiled network then has nothing more to compile
+        moved = [p if d is None else p - 0.01 * d for p, d in zip((x, t, s), tangents, strict=True)]
+        ahead, here = (self.network(*point, label, w).detach() for point in (moved, (x, t, s)))
+        if not torch.equal(ahead, here):
+            raise TangentError(
+                f"{type(self.network).__name__}: the derivative came out as exactly zero, but the output changes "
+                "along that direction. An operation inside lost the tangent without a word (a custom operator or a "
+                "compiled autograd.Function, for example); see docs/mathematics.md."
+            )
 
     def _evaluate(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
         self._check(x, t, s, label, w)

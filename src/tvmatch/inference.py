@@ -6,33 +6,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tvmatch.checks import check_data, check_guidance, check_labels
 from tvmatch.flow_map import FlowMap
+from tvmatch.kernels.linear_gelu import linear_gelu
 from tvmatch.networks.layers import FeedForward, Linear
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.times import check_grid, uniform_grid
 
 COMPILED_VARIANTS = 64
 WARM_CALLS = 3  # before recording: everything must be compiled and allocated
-
-
-@torch.library.custom_op("tvmatch::linear_gelu", mutates_args=())
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x W^T + b) in its tanh approximation; on a GPU the matrix product applies it to what it writes.
-
-    An operator of its own, because the compiler would take the two apart again.
-    """
-    if not x.is_cuda:
-        return functional.gelu(functional.linear(x, weight, bias), approximate="tanh")
-    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
-    return rows.view(*x.shape[:-1], len(bias))
-
-
-@linear_gelu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(bias))
 
 
 class FusedFeedForward(nn.Module):

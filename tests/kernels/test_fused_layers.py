@@ -6,12 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tvmatch.kernels import head_norm, modulated_norm
+from tvmatch.kernels import head_norm, modulated_norm, short_attention
 from tvmatch.kernels.elementwise import launches_triton, two_parts
 from tvmatch.kernels.head_norm import op as head_norm_op
 from tvmatch.kernels.modulated_norm import op as modulated_norm_op
 from tvmatch.networks.dit import Block, DiTConfig
-from tvmatch.networks.layers import Attention, add_gated, modulate, rms_norm, set_compute_dtype
+from tvmatch.networks.duals import push_forward
+from tvmatch.networks.layers import (
+    Attention,
+    add_gated,
+    add_norm_modulate,
+    modulate,
+    rms_norm,
+    set_compute_dtype,
+)
 
 EPS = 1e-6
 
@@ -80,6 +88,50 @@ def test_attention_of_a_packed_projection(heads: int, size: int) -> None:
     assert max(relative_errors(torch.autograd.grad(weighted_sum(directions, ours), ours_in), gradients)) < 4e-6
 
 
+@pytest.mark.parametrize("pair", [True, False])
+@pytest.mark.parametrize(("heads", "size", "tokens"), [(2, 16, 7), (3, 24, 64), (1, 64, 17)])
+def test_short_attention(heads: int, size: int, tokens: int, pair: bool) -> None:
+    inputs = [random(2, tokens, 3 * heads * size), random(size), random(size), random(2, tokens, 3 * heads * size)]
+    inputs = inputs[: 4 if pair else 3]
+    qkv, *weights = inputs[:3]
+
+    def formula(x: Tensor) -> Tensor:
+        return attention_of_qkv(x, *weights, heads)
+
+    exact = torch.func.jvp(formula, (qkv,), (inputs[3],)) if pair else (formula(qkv),)
+    ours_in = single(inputs)
+    ours = short_attention.attention_of_qkv(ours_in[0], ours_in[3] if pair else None, *ours_in[1:3], heads, EPS)
+    assert max(relative_errors(ours, exact)) < 1e-6
+    directions = [torch.randn_like(r) for r in exact]
+    gradients = torch.autograd.grad(weighted_sum(directions, exact), inputs)
+    assert max(relative_errors(torch.autograd.grad(weighted_sum(directions, ours), ours_in), gradients)) < 2e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("heads", "size", "tokens"), [(6, 64, 64), (3, 64, 50), (4, 32, 16), (2, 48, 4)])
+def test_on_a_gpu_short_attention_in_16_bits(heads: int, size: int, tokens: int) -> None:
+    """As exact as the kernels for any length, from the same rounded projections."""
+    inputs = [random(5, tokens, 3 * heads * size), random(5, tokens, 3 * heads * size), random(size), random(size)]
+    inputs = [x.detach().cuda().bfloat16().double().requires_grad_() for x in inputs]
+    qkv, tqkv, *weights = inputs
+    exact = torch.func.jvp(lambda x: attention_of_qkv(x, *weights, heads), (qkv,), (tqkv,))
+    directions = [torch.randn_like(r).bfloat16().double() for r in exact]
+    gradients = torch.autograd.grad(weighted_sum(directions, exact), inputs)
+    plain = torch.autograd.grad((directions[0] * attention_of_qkv(qkv, *weights, heads)).sum(), [qkv, *weights])
+    low = [x.detach().bfloat16().requires_grad_() for x in inputs[:2]] + single(inputs[2:])
+    assert short_attention.applies(low[0], heads)
+    ours = short_attention.attention_of_qkv(*low, heads, EPS)
+    ours_gradients = torch.autograd.grad(weighted_sum(directions, ours), low)
+    (o,) = short_attention.attention_of_qkv(low[0], None, *low[2:], heads, EPS)
+    ours_plain = torch.autograd.grad((directions[0].to(o.dtype) * o).sum(), [low[0], *low[2:]])
+    errors = relative_errors((*ours, *ours_gradients, o, *ours_plain), (*exact, *gradients, exact[0], *plain))
+    others = head_norm.dual_attention_of_qkv(*low, heads, EPS)
+    yardstick = relative_errors(
+        (*others, *torch.autograd.grad(weighted_sum(directions, others), low)), (*exact, *gradients)
+    )
+    assert max(errors) < 1.5 * max(*yardstick, 4e-3), (errors, yardstick)
+
+
 def test_normalised_heads_take_gradients_in_any_order_of_memory() -> None:
     heads, size = 3, 24
     inputs = [random(2, 7, 3 * heads * size), random(size), random(size)]
@@ -103,64 +155,74 @@ def test_normalised_heads_take_gradients_in_any_order_of_memory() -> None:
 def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Let the layers go to the kernels (in the interpreter) or not."""
 
-    def choose(yes: bool) -> None:
+    def choose(yes: bool, short: bool = False) -> None:
+        monkeypatch.setattr(short_attention, "applies", lambda qkv, heads: yes and short)
         for module in (head_norm_op, modulated_norm_op):
             monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))
 
     return choose
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-5), (torch.bfloat16, 0.03)])
+def stream_and_conditioning(batch: int, tokens: int, size: int) -> list[Tensor]:
+    """Inputs of a block, (x, gate, update, c), and then their tangents."""
+    return [torch.randn(s) for s in ((batch, tokens, size), (batch, 1, size), (batch, tokens, size), (batch, size)) * 2]
+
+
+def results_and_gradients(block: Block, inputs: list[Tensor]) -> list[Tensor]:
+    """What a block gives as a pair and plainly, and the gradients of all inputs and weights."""
+    inputs = [i.clone().requires_grad_() for i in inputs]
+    (primals, tangents), plain = block(*inputs[:4], tangents=inputs[4:]), block(*inputs[:4])
+    results = (*primals, *tangents, *plain)
+    sum(r.sum() + r.square().sum() for r in results).backward()
+    gradients = [i.grad for i in inputs] + [p.grad for p in block.parameters()]
+    return [r.detach().double() for r in (*results, *gradients)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "short", "tolerance"), [(None, False, 1e-5), (None, True, 1e-5), (torch.bfloat16, False, 0.03)]
+)
 def test_a_block_is_the_same_with_and_without_the_kernels(
-    fused: Callable[[bool], None], dtype: torch.dtype | None, tolerance: float
+    fused: Callable[..., None], dtype: torch.dtype | None, short: bool, tolerance: float
 ) -> None:
     block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=48, num_heads=3))
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     set_compute_dtype(block, dtype)
-    inputs = [torch.randn(2, 4, 48), torch.randn(2, 48), torch.randn(2, 4, 48), torch.randn(2, 48)]
+    inputs = stream_and_conditioning(2, 4, 48)
     results = {}
     for yes in (False, True):
         fused(yes)
         block.zero_grad()
-        x, c, tx, tc = (i.clone().requires_grad_() for i in inputs)
-        pair = block(x, c, tangents=(tx, tc))
-        plain = block(x, c)
-        (pair[0].sum() + pair[1].square().sum() + plain.square().sum()).backward()
-        gradients = [i.grad for i in (x, c, tx, tc)] + [p.grad for p in block.parameters()]
-        results[yes] = [r.detach().double() for r in (*pair, plain, *gradients)]
+        results[yes] = results_and_gradients(block, inputs)
     assert max(relative_errors(results[True], results[False])) < tolerance
     assert not all(torch.equal(a, b) for a, b in zip(results[True], results[False], strict=True)), "one path ran twice"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("size", "heads"), [(1152, 18), (384, 6), (1024, 16), (288, 4)])
-def test_on_a_gpu_a_block_agrees_with_the_formulas(fused: Callable[[bool], None], size: int, heads: int) -> None:
+def test_on_a_gpu_a_block_agrees_with_the_formulas(fused: Callable[..., None], size: int, heads: int) -> None:
     block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=size, num_heads=heads)).cuda()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=size**-0.5)
-    inputs = [torch.randn(s, device="cuda") for s in ((3, 50, size), (3, size)) * 2]
+    inputs = [part.cuda() for part in stream_and_conditioning(3, 50, size)]
     results = []
     for yes in (False, True):
         fused(yes)
         block.zero_grad()
-        x, c, tx, tc = (i.clone().requires_grad_() for i in inputs)
-        pair, plain = block(x, c, tangents=(tx, tc)), block(x, c)
-        (pair[0].sum() + pair[1].square().sum() + plain.square().sum()).backward()
-        gradients = [i.grad for i in (x, c, tx, tc)] + [p.grad for p in block.parameters()]
-        results.append([r.detach().double() for r in (*pair, plain, *gradients)])
+        results.append(results_and_gradients(block, inputs))
     assert max(relative_errors(*results)) < 1e-3  # attention's own float32 products differ between its two forms
 
 
-def test_without_tangents_of_the_stream_zeros_stand_in(fused: Callable[[bool], None]) -> None:
-    block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=48, num_heads=3))
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    x, c, tx = torch.randn(2, 4, 48), torch.randn(2, 48), torch.randn(2, 4, 48)
+def test_where_a_tangent_is_missing_zeros_stand_in(fused: Callable[..., None]) -> None:
+    x, tx, update = (torch.randn(2, 4, 48) for _ in range(3))
+    shift, scale, gate = (torch.randn(2, 1, 48) for _ in range(3))
     slopes = []
     for yes in (False, True):
         fused(yes)
-        slopes.append(block(x, c, tangents=(tx, None))[1])  # c has none
+        normalised = push_forward(
+            lambda x: add_norm_modulate(x, shift, scale, gate, update)[1], (x,), (tx,), "normalised"
+        )
+        slopes.append(normalised[1])
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
 
 

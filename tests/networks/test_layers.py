@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tvmatch.kernels import linear_gelu
 from tvmatch.networks.duals import push_forward
 from tvmatch.networks.layers import (
     Attention,
@@ -134,3 +135,32 @@ def test_compute_dtype_casts_and_casts_back(flow, inputs: dict) -> None:
     torch.testing.assert_close(flow.terminal_velocity(**inputs), exact)
     with pytest.raises(ValueError, match=r"compute dtype.*int8"):
         flow.network.set_compute_dtype(torch.int8)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gelu_inside_the_product_where_nothing_records_gradients(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    layer, x = FeedForward(6, 12), torch.randn(2, 3, 6)
+    expected, calls = layer(x).detach(), []
+    monkeypatch.setattr(linear_gelu, "applies", lambda x, dtype: not torch.is_grad_enabled())
+    called = torch.compile(layer, fullgraph=True, backend=graph_keeper(calls)) if compiled else layer
+    with torch.no_grad():
+        torch.testing.assert_close(called(x), expected)
+        layer.fc1.weight.data += 1  # the weights of now, not of the first call
+        torch.testing.assert_close(called(x), layer.fc2(functional.gelu(layer.fc1(x), approximate="tanh")))
+    assert layer(x).requires_grad  # with gradients it is two operations, as before
+    y, ty = push_forward(layer, (x,), (torch.ones_like(x),), "with a tangent")
+    assert (y.requires_grad, ty.requires_grad) == (True, True)
+    if compiled:
+        assert any("linear_gelu" in call for call in calls)
+
+
+def graph_keeper(calls: list[str]) -> Callable:
+    """A compiler that changes nothing and notes the operations of each graph."""
+
+    def keep(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        calls.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    return keep

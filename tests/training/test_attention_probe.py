@@ -15,14 +15,15 @@ from tvmatch.training.engine import prepare_network
 
 def direct(network: DiT, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, label: torch.Tensor, w: torch.Tensor):
     """The same once more, block by block, from the weights and the definition."""
-    hidden, c, found = network.embed(x), network.conditioning(t, s, 1 / w, label), []
+    hidden, gate, update = network.nothing_added(network.embed(x))
+    c, found = network.conditioning(t, s, 1 / w, label), []
 
     def normalised(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
         return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
 
     for block in network.blocks:
         shift, scale = block.modulation(c)[:2]
-        attention, inner = block.attention, normalised(hidden) * (1 + scale) + shift
+        attention, inner = block.attention, normalised(hidden + gate * update) * (1 + scale) + shift
         q, k, _ = (inner @ attention.qkv.weight.T + attention.qkv.bias).chunk(3, -1)
         heads = [part.unflatten(-1, (attention.num_heads, -1)) for part in (q, k)]
         if isinstance(attention.q_norm, nn.Identity):
@@ -30,7 +31,7 @@ def direct(network: DiT, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, labe
         else:
             q, k = normalised(heads[0]) * attention.q_norm.weight, normalised(heads[1]) * attention.k_norm.weight
         found.append(float(torch.einsum("bnhd,bmhd->bhnm", q, k).abs().max() / math.sqrt(q.shape[-1])))
-        hidden = block(hidden, c)
+        hidden, gate, update = block(hidden, gate, update, c)
     return found
 
 

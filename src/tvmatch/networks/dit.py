@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import grid_positions
-from tvmatch.networks.layers import Attention, FeedForward, Modulation, Norm, add_gated, add_norm_modulate
+from tvmatch.networks.layers import Attention, FeedForward, Modulation, Norm, add_norm_modulate, alone
 from tvmatch.networks.modulated import Initialisation, ModulatedNetwork, check_choices
 
 
@@ -45,7 +45,11 @@ class DiTConfig:
 
 
 class Block(PairModule):
-    """(tokens [B, N, C], conditioning [B, C]) -> tokens: modulated attention and MLP with residuals."""
+    """Modulated attention and MLP with residuals: (x, gate, update, conditioning [B, C]) -> (x, gate, update).
+
+    The residual stream is x + gate update, x and update [B, N, C], gate [B, 1, C]: a block hands its last addend on,
+    and whoever normalises the sum next adds it in the same pass over memory.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -55,12 +59,12 @@ class Block(PairModule):
         self.mlp = FeedForward(size, int(size * config.mlp_ratio))
         self.norm = config.norm
 
-    def body(self, x: Tensor, c: Tensor) -> Tensor:
+    def body(self, x: Tensor, gate: Tensor, update: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
         dtype = self.attention.qkv.compute_dtype
-        x, h = add_norm_modulate(x, shift_a, scale_a, dtype=dtype, norm=self.norm)
+        x, h = add_norm_modulate(x, shift_a, scale_a, gate, update, dtype=dtype, norm=self.norm)
         x, h = add_norm_modulate(x, shift_m, scale_m, gate_a, self.attention(h), dtype=dtype, norm=self.norm)
-        return add_gated(x, gate_m, self.mlp(h))
+        return x, alone(gate_m), self.mlp(h)
 
 
 class DiT(ModulatedNetwork):

@@ -9,10 +9,13 @@ level therefore passes `check_pair`, and `tvmatch.networks.probe` compares a who
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+Values = TypeVar("Values", Tensor, tuple[Tensor, ...])
 
 
 class TangentError(RuntimeError):
@@ -40,15 +43,15 @@ def check_pair(primal: Tensor, tangent: Tensor | None, where: str) -> Tensor:
 
 
 def push_forward(
-    function: Callable[..., Tensor],
+    function: Callable[..., Values],
     primals: Sequence[Tensor | None],
     tangents: Sequence[Tensor | None],
     where: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Values, Values]:
     """Value and directional derivative of `function` at `primals` along `tangents` (None stands for zero).
 
-    Gradients flow back through both results. Raises `TangentError` if the tangent is lost on the way, if every
-    given tangent is None, or if a dual level is already open.
+    Both are tuples where the function returns one. Gradients flow back through both results. Raises `TangentError` if
+    the tangent is lost on the way, if every given tangent is None, or if a dual level is already open.
     """
     if len(primals) != len(tangents):
         raise ValueError(f"{where}: {len(primals)} primals but {len(tangents)} tangents; give one (or None) for each.")
@@ -62,8 +65,12 @@ def push_forward(
         )
     with forward_ad.dual_level():
         inputs = [p if t is None else forward_ad.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
-        primal, tangent = forward_ad.unpack_dual(function(*inputs))
-    return primal, check_pair(primal, tangent, where)
+        results = function(*inputs)
+        if isinstance(results, Tensor):
+            primal, tangent = forward_ad.unpack_dual(results)
+            return primal, check_pair(primal, tangent, where)
+        pairs = [forward_ad.unpack_dual(result) for result in results]
+    return tuple(p for p, _ in pairs), tuple(check_pair(p, t, where) for p, t in pairs)
 
 
 def close_dual_levels() -> int:
@@ -82,20 +89,18 @@ class PairModule(nn.Module):
     compiled variants with and without tangents then never share guards (in torch 2.13 that fails inside Dynamo).
     """
 
-    def body(self, *inputs: Tensor) -> Tensor:
-        """The module's arithmetic, once, for plain and for dual tensors."""
+    def body(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The module's arithmetic, once, for plain and for dual tensors; the result is a tensor or a tuple of them."""
         raise NotImplementedError(f"{type(self).__name__} must define body()")
 
-    def plain(self, *inputs: Tensor) -> Tensor:
+    def plain(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """`body` on plain tensors."""
         return self.body(*inputs)
 
-    def pair(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """`body` on dual tensors: the pair (primal, tangent)."""
+    def pair(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple:
+        """`body` on dual tensors: the pair (primal, tangent), each as `body` returns it."""
         return push_forward(self.body, inputs, tangents, type(self).__name__)
 
-    def forward(
-        self, *inputs: Tensor, tangents: Sequence[Tensor | None] | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Tensor, tangents: Sequence[Tensor | None] | None = None) -> Tensor | tuple:
         """`body(*inputs)`, or with one tangent (or None) per input the pair (primal, tangent)."""
         return self.plain(*inputs) if tangents is None else self.pair(inputs, tangents)

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from tvmatch.kernels import head_norm, modulated_norm
+from tvmatch.kernels import head_norm, linear_gelu, modulated_norm, short_attention
 from tvmatch.kernels.dual_attention import scaled_dot_product_attention
 from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
@@ -89,15 +89,18 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(input)
-        dtype = self.compute_dtype or self.weight.dtype
-        if self.copies is None:
-            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        else:
-            weight, bias = CopyOf.apply(self.weight, self.copies[0]), CopyOf.apply(self.bias, self.copies[1])
-        output = functional.linear(primal.to(dtype), weight, bias)
+        weight, bias = self.cast()
+        output = functional.linear(primal.to(weight.dtype), weight, bias)
         if tangent is None:
             return output
-        return forward_ad.make_dual(output, functional.linear(tangent.to(dtype), weight))
+        return forward_ad.make_dual(output, functional.linear(tangent.to(weight.dtype), weight))
+
+    def cast(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias in the dtype of the products; gradients go to the parameters."""
+        dtype = self.compute_dtype or self.weight.dtype
+        if self.copies is None:
+            return self.weight.to(dtype), self.bias.to(dtype)
+        return CopyOf.apply(self.weight, self.copies[0]), CopyOf.apply(self.bias, self.copies[1])
 
 
 def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -130,6 +133,9 @@ class Attention(nn.Module):
         if not self.qk_norm or not head_norm.applies(primal, self.num_heads):
             return self.proj(self.attend(qkv))
         norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps)
+        if short_attention.applies(primal, self.num_heads):
+            results = short_attention.attention_of_qkv(primal, tangent, *norm)
+            return self.proj(results[0] if tangent is None else forward_ad.make_dual(*results))
         if tangent is not None:
             return self.proj(forward_ad.make_dual(*head_norm.dual_attention_of_qkv(primal, tangent, *norm)))
         o = scaled_dot_product_attention(*head_norm.normalised_heads(primal, *norm))
@@ -144,7 +150,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two affine maps with a tanh-approximated GELU between them."""
+    """Two affine maps with a tanh-approximated GELU between them; inside the first where no gradient needs what lies
+    between (the target of a training step, sampling)."""
 
     def __init__(self, size: int, hidden_size: int) -> None:
         super().__init__()
@@ -152,6 +159,10 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(hidden_size, size)
 
     def forward(self, x: Tensor) -> Tensor:
+        primal, tangent = forward_ad.unpack_dual(x)
+        dtype = self.fc1.compute_dtype or self.fc1.weight.dtype
+        if tangent is None and linear_gelu.applies(primal, dtype):
+            return self.fc2(linear_gelu.linear_gelu(primal.to(dtype), *self.fc1.cast()))
         return self.fc2(gelu(self.fc1(x)))
 
 
@@ -167,6 +178,12 @@ class Modulation(nn.Module):
         m = self.linear(functional.silu(c)).view(c.shape[0], self.chunks, 1, c.shape[1])
         m = at_least_float32(m)
         return (rms_norm(m) if self.normalised else m).unbind(dim=1)
+
+
+def alone(vector: Tensor) -> Tensor:
+    """One of the vectors of a `Modulation`, [B, 1, C], in memory of its own: what leaves a compiled block must not be
+    a view of what stays inside."""
+    return vector.clone(memory_format=torch.contiguous_format)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

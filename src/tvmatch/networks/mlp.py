@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
-from tvmatch.networks.layers import NORMS, FeedForward, Modulation, Norm, add_gated, modulate
+from tvmatch.networks.layers import FeedForward, Modulation, Norm, add_norm_modulate, alone
 from tvmatch.networks.modulated import Initialisation, ModulatedNetwork, check_choices
 
 
@@ -33,7 +33,8 @@ class MLPConfig:
 
 
 class MLPBlock(PairModule):
-    """(token [B, 1, C], conditioning [B, C]) -> token: a modulated feed-forward layer with a residual."""
+    """A modulated feed-forward layer with a residual: (x, gate, update, conditioning [B, C]) -> (x, gate, update); the
+    token is x + gate update (see `networks.dit.Block`)."""
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__()
@@ -41,9 +42,11 @@ class MLPBlock(PairModule):
         self.mlp = FeedForward(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
         self.norm = config.norm
 
-    def body(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(c)
-        return add_gated(x, gate, self.mlp(modulate(NORMS[self.norm](x), shift, scale)))
+    def body(self, x: Tensor, gate: Tensor, update: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shift, scale, gate_m = self.modulation(c)
+        dtype = self.mlp.fc1.compute_dtype
+        x, h = add_norm_modulate(x, shift, scale, gate, update, dtype=dtype, norm=self.norm)
+        return x, alone(gate_m), self.mlp(h)
 
 
 class MLP(ModulatedNetwork):

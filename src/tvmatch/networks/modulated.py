@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import Conditioning
-from tvmatch.networks.layers import NORMS, Linear, Modulation, Norm, init_spectral_, modulate, set_compute_dtype
+from tvmatch.networks.layers import Linear, Modulation, Norm, add_norm_modulate, init_spectral_, set_compute_dtype
 
 Initialisation = Literal["spectral", "xavier"]  # of weights: spectral norm 1 (paper, section 5), or as in DiT
 
@@ -22,7 +22,7 @@ def check_choices(config: Any) -> None:
 
 
 class FinalLayer(PairModule):
-    """(tokens [B, N, C], conditioning [B, C]) -> tokens [B, N, token_size]."""
+    """(x, gate, update, conditioning [B, C]) -> tokens [B, N, token_size], from the residual stream x + gate update."""
 
     def __init__(self, size: int, token_size: int, modulation_norm: bool, norm: Norm) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class FinalLayer(PairModule):
         self.modulation = Modulation(size, 2, modulation_norm)
         self.linear = Linear(size, token_size)
 
-    def body(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.linear(modulate(NORMS[self.norm](x), *self.modulation(c)))
+    def body(self, x: Tensor, gate: Tensor, update: Tensor, c: Tensor) -> Tensor:
+        return self.linear(add_norm_modulate(x, *self.modulation(c), gate, update, norm=self.norm)[1])
 
 
 class ModulatedNetwork(Network):
@@ -42,6 +42,7 @@ class ModulatedNetwork(Network):
     """
 
     carries_tangents = True
+    blocks_dtype: torch.dtype | None = None  # what the blocks compute in; None: the dtype of the weights
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class ModulatedNetwork(Network):
         """Compute the blocks in `dtype` (bfloat16, say). Times, the residual stream and the final layer keep the dtype
         of the weights: 8 bits of mantissa would blur neighbouring times together."""
         set_compute_dtype(self.blocks, dtype)
+        self.blocks_dtype = dtype
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """Data [B, *data_shape] -> tokens [B, N, token_size]; linear, so that tangents pass through it too."""
@@ -100,18 +102,34 @@ class ModulatedNetwork(Network):
         h = self.embed(x)
         if tangents is None:
             c = self.conditioning(t, s, 1 / w, label)
+            stream = self.nothing_added(h)
             for block in self.blocks:
-                h = block(h, c)
-            return self.from_tokens(self.final(h, c))
+                stream = block(*stream, c)
+            return self.from_tokens(self.final(*stream, c))
         if tangents.t is None and tangents.s is None:
-            c, tc = self.conditioning(t, s, 1 / w, label), None
+            c = self.conditioning(t, s, 1 / w, label)
+            tc = like_a_result(torch.zeros_like(c), c)
         else:
             c, tc = self.conditioning(t, s, 1 / w, label, tangents=(tangents.t, tangents.s, None, None))
         if tangents.x is not None:
             th = self.to_tokens(tangents.x) @ self.patches.weight.T
-        else:  # zeros that look like the tangents between blocks: all blocks are then called alike, and compile once
-            th = torch.zeros_like(h).requires_grad_(h.requires_grad)
+        else:
+            th = like_a_result(torch.zeros_like(h), h)
+        stream, slope = self.nothing_added(h), self.nothing_added(th)
         for block in self.blocks:
-            h, th = block(h, c, tangents=(th, tc))
-        y, ty = self.final(h, c, tangents=(th, tc))
+            stream, slope = block(*stream, c, tangents=(*slope, tc))
+        y, ty = self.final(*stream, c, tangents=(*slope, tc))
         return self.from_tokens(y), self.from_tokens(ty)
+
+    def nothing_added(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens as a residual stream (x, gate, update) between blocks, the addend zero."""
+        dtype = self.blocks_dtype or h.dtype
+        gate, update = h.new_zeros(len(h), 1, h.shape[-1]), torch.zeros_like(h, dtype=dtype)
+        return h, like_a_result(gate, h), like_a_result(update, h)
+
+
+def like_a_result(zeros: Tensor, result: Tensor) -> Tensor:
+    """Zeros that require a gradient where what blocks give does: the first block is then called like all others, and
+    compiled with them."""
+    wanted = result.requires_grad and not torch._C._are_functorch_transforms_active()
+    return zeros.requires_grad_() if wanted else zeros
