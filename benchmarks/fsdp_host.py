@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What FSDP2 costs the host: how often it gathers and lets go, and milliseconds of the host a training step.
 
-    torchrun --nproc-per-node 2 benchmarks/fsdp_host.py                                  (CPUs: 28 blocks of a few weights)
+    torchrun --nproc-per-node 2 benchmarks/fsdp_host.py                                  (CPUs: 28 tiny blocks)
     torchrun --nproc-per-node 2 benchmarks/fsdp_host.py --network DiT-XL/2 --batch 4     (GPUs)
 
 The network has as many weights tensors as DiT-XL/2, and next to no arithmetic, so that what is left is Python. On CPUs
@@ -56,8 +56,10 @@ def main() -> None:
     rows = []
     with join_ranks("ddp", "auto") as ranks:
         for strategy, gather in WAYS:
-            row = ranks.on_main(lambda: measure(options, Ranks(ranks.device), gather)) if strategy == "single" else None
-            row = row or measure(options, dataclasses.replace(ranks, strategy=strategy), gather)
+            if strategy == "single":
+                row = ranks.on_main(lambda: measure(options, Ranks(ranks.device), "auto"))
+            else:
+                row = measure(options, dataclasses.replace(ranks, strategy=strategy), gather)
             rows.append(row)
             if ranks.main:
                 print(describe(row), flush=True)

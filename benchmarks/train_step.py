@@ -3,7 +3,8 @@
 
     python benchmarks/train_step.py --json benchmarks/results/train_step_<gpu>.json      (an H200 or H100)
     python benchmarks/train_step.py --tiny                                               (a CPU: does it run)
-    torchrun --nproc-per-node 2 benchmarks/train_step.py --cases 0 --strategy single ddp fsdp --json ...   (two GPUs)
+    torchrun --nproc-per-node 2 benchmarks/train_step.py --cases 0 --strategy single ddp fsdp --graphs on --json ...
+                                                                                                          (two GPUs)
 
 One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run. Over several
 GPUs a case's batch is that of each; `single` is one of them alone, while the others wait.
@@ -15,11 +16,13 @@ import json
 import subprocess
 import traceback
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from tvmatch import __version__
 from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
+from tvmatch.training.config import FsdpGather, Graphs
 from tvmatch.training.ranks import Ranks, join_ranks
 
 XL = {"network": "DiT-XL/2", "image_size": 32, "channels": 4}
@@ -30,6 +33,7 @@ CASES = [
     StepCase(**XL, batch=64, recompute="full"),
     StepCase(**XL, batch=64, recompute="selective"),
     StepCase("DiT-XL/2", 64, 4, 16, recompute="selective"),
+    StepCase(**XL, batch=128, recompute="selective"),
 ]
 TINY = [
     StepCase("DiT-Digits/4", 8, 1, 16, objective=objective, recompute=recompute, classes=10)
@@ -45,6 +49,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="*", help="only these rows of CASES, counted from 0, in this order")
     parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
     parser.add_argument("--strategy", nargs="+", choices=("single", "ddp", "fsdp"), default=["single"])
+    parser.add_argument("--graphs", choices=get_args(Graphs), default="auto", help="record the step (auto: of one GPU)")
+    parser.add_argument("--fsdp-gather", choices=get_args(FsdpGather), default="auto")
     options = parser.parse_args()
     several = set(options.strategy) - {"single"}
     with join_ranks("ddp" if several else "single", "auto") as ranks:
@@ -70,6 +76,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
     say(f"{result['device']}, torch {torch.__version__}, matmul {matmul:.0f} TFLOP/s", flush=True)
     cases, steps = TINY if options.tiny else CASES, 3 if options.tiny else 10
     for case in cases if options.cases is None else [cases[number] for number in options.cases]:
+        case = dataclasses.replace(case, graphs=options.graphs, fsdp_gather=options.fsdp_gather)
         alone = None
         for strategy in options.strategy:
             try:
@@ -87,7 +94,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
             times = f", {row['images_per_second'] / alone:.2f} times one" if alone and strategy != "single" else ""
             say(
                 f"{row['network']:>12} {row['data']:>8} {row['objective']:>17} batch {row['batch']:<4} "
-                f"{row['policy']:>9} {strategy} x {row['ranks']}: {row['images_per_second']:8.1f} img/s "
+                f"{row['policy']:>9} {way(row)} x {row['ranks']}: {row['images_per_second']:8.1f} img/s "
                 f"{row['milliseconds']:7.1f} ms {memory} mfu {row['mfu']:.2f} first step {row['compile_seconds']:.0f} s"
                 + times,
                 flush=True,
@@ -95,6 +102,12 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
             if options.json and ranks.main:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def way(row: dict) -> str:
+    """The strategy of a row, with what was set for it."""
+    gather = f" gathered each {row['fsdp_gather']}".replace("auto", "step") if row["fsdp_gather"] else ""
+    return f"{row['strategy']}{gather}{', recorded,' if row['graph'] else ''}"
 
 
 def measure_with(strategy: str, case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict:

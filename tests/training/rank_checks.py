@@ -157,6 +157,22 @@ def train_with(run: type[loop._Run], config: TrainConfig) -> tuple[int, int | No
         loop._Run = Patched.__base__
 
 
+class Noting(loop._Run):
+    """Notes whether steps were recorded."""
+
+    recorded = False
+
+    def step(self, images: torch.Tensor, label: torch.Tensor) -> None:
+        super().step(images, label)
+        Noting.recorded = self.gradient.graph is not None
+
+
+def train_recorded(config: TrainConfig) -> tuple[int, bool]:
+    """A whole run, and whether its last step was recorded."""
+    step, _ = train_with(Noting, config)
+    return step, Noting.recorded
+
+
 def train_on_a_full_disk(config: TrainConfig) -> None:
     """The disk of rank 1 refuses its part of the second checkpoint."""
     write, rank = saving.SafetensorsWriter.write_data, int(os.environ["RANK"])

@@ -109,7 +109,7 @@ def test_the_same_batch_gives_the_same_loss_and_gradients(
 
 @pytest.mark.parametrize(("changes", "step"), [({}, 4), ({"fsdp_gather": "step"}, 4), ({"fsdp_gather": "use"}, 10)])
 def test_how_often_sharded_weights_are_gathered(pool: Pool, tmp_path: Path, changes: dict, step: int) -> None:
-    """Two units, a block and the rest, of two networks; those of the target are used once. `use`: those of the trained one
+    """Two units, a block and the rest, of two networks; the target's are used once. `use`: those of the trained network
     in two calls, forward and backward; one of the gathers is a prefetch of FSDP2 that nobody needs."""
     options = config(tmp_path, strategy="fsdp", **changes)
     for answer in pool.run(rank_checks.gathers, 2, options):
@@ -141,6 +141,23 @@ def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tm
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 9
     assert (run / "samples" / "step_00000004.png").is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": "ddp"},
+        {"strategy": "fsdp"},
+        {"strategy": "fsdp", "fsdp_gather": "use"},
+    ],
+)
+def test_recorded_steps_of_two_gpus_train_to_the_same_weights(pool: Pool, tmp_path: Path, changes: dict) -> None:
+    for graphs in ("off", "on"):
+        options = config(tmp_path / graphs, device="cuda", compile="off", steps=20, graphs=graphs, **changes)
+        assert pool.run(rank_checks.train_recorded, 2, options) == [(20, graphs == "on")] * 2
+    assert relative(last_tensors(tmp_path / "on"), last_tensors(tmp_path / "off")) < 1e-5
 
 
 @pytest.mark.slow

@@ -17,9 +17,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_where_steps_are_recorded() -> None:
     assert should_capture("auto", GPU, ranks=1, accumulate=1)
     assert not should_capture("off", GPU, ranks=1, accumulate=1)
-    for device, ranks, accumulate in ((CPU, 1, 1), (GPU, 2, 1), (GPU, 1, 2)):
+    assert should_capture("on", GPU, ranks=2, accumulate=1)
+    assert not should_capture("auto", GPU, ranks=2, accumulate=1)
+    for device, ranks, accumulate in ((CPU, 1, 1), (CPU, 2, 1), (GPU, 1, 2), (GPU, 2, 2)):
         assert not should_capture("auto", device, ranks, accumulate)
-        with pytest.raises(ValueError, match="--graphs on needs one GPU"):
+        with pytest.raises(ValueError, match="--graphs on needs a GPU for each process and --accumulate 1"):
             should_capture("on", device, ranks, accumulate)
 
 

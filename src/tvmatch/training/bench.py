@@ -16,7 +16,7 @@ from tvmatch.guidance import parse_guidance
 from tvmatch.networks.presets import build_network, network_config
 from tvmatch.objectives import Part
 from tvmatch.training.build import build_objective
-from tvmatch.training.config import Compile, Graphs, ObjectiveName, Precision, Recompute, TrainConfig
+from tvmatch.training.config import Compile, FsdpGather, Graphs, ObjectiveName, Precision, Recompute, TrainConfig
 from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
@@ -47,7 +47,7 @@ def forward_passes(objective: ObjectiveName, guided: bool) -> int:
     return FORWARD_PASSES[objective] - (0 if guided else 1)
 
 
-WARM_STEPS = 8  # before anything is timed: launched steps, the one that is recorded, and some replays
+WARM_STEPS = 5  # before anything is timed: after the launched steps, the one that is recorded, and some replays
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class StepCase:
     precision: Precision = "auto"
     compile: Compile = "auto"
     graphs: Graphs = "auto"
+    fsdp_gather: FsdpGather = "auto"
     classes: int = 1000
 
 
@@ -122,13 +123,15 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
         case.recompute,
         sharded=ranks.strategy == "fsdp",
     )
-    module = distribute(objective, ema.flows.values(), ranks)
+    recorded = should_capture(case.graphs, device, ranks.count, 1)
+    module = distribute(objective, ema.flows.values(), ranks, case.fsdp_gather, recorded)
     parameters = list(objective.trained().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
     label = torch.arange(case.batch, device=device) % case.classes
 
-    gradient = StepGradient(module, objective, optimizer, should_capture(case.graphs, device, ranks.count, 1))
+    gradient = StepGradient(module, objective, optimizer, recorded, ranks)
+    warm = gradient.launched_first + WARM_STEPS
     part = Part(ranks.rank * case.batch, case.batch, ranks.count * case.batch)
 
     def step(number: int) -> None:
@@ -147,21 +150,24 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
     first = time.perf_counter() - began
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # compiling is over; launched and recorded steps count
-    for number in range(1, WARM_STEPS):
+    for number in range(1, warm):
         step(number)
-    seconds = statistics.median(_seconds_of_each(step, range(WARM_STEPS, WARM_STEPS + steps), device))
+    seconds = statistics.median(_seconds_of_each(step, range(warm, warm + steps), device))
     passes = forward_passes(case.objective, guided=not parse_guidance(case.guidance).always_one)
     flops = passes * forward_flops(case) * case.batch
+    graph = gradient.graph is not None
+    gradient.close()
     return {
         "network": case.network,
         "data": f"{case.channels}x{case.image_size}x{case.image_size}",
         "objective": case.objective,
         "batch": case.batch,  # a GPU
         "policy": case.recompute,
-        "graph": gradient.graph is not None,
+        "graph": graph,
         "gpus": ranks.count if device.type == "cuda" else 0,
         "ranks": ranks.count,
         "strategy": ranks.strategy,
+        "fsdp_gather": case.fsdp_gather if ranks.strategy == "fsdp" else None,
         "images_per_second": ranks.count * case.batch / seconds,
         "milliseconds": seconds * 1e3,
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,

@@ -5,9 +5,11 @@ the wrapper would leave its gradients out of the exchange, and the ranks would d
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -21,7 +23,11 @@ from tvmatch.training.ranks import Ranks
 
 
 def distribute(
-    objective: Objective, averages: Iterable[FlowMap], ranks: Ranks, gather: FsdpGather = "auto"
+    objective: Objective,
+    averages: Iterable[FlowMap],
+    ranks: Ranks,
+    gather: FsdpGather = "auto",
+    recorded: bool = False,
 ) -> nn.Module:
     """The module to call in place of `objective`; gradients come back as the mean over ranks.
 
@@ -31,6 +37,7 @@ def distribute(
           the trained weights are whole: from the first use in a call of the objective until `release`, which must
           follow the backward pass (`step`, and `auto`), or during each use (`use`).
 
+    `recorded` says that steps will be recorded as a CUDA graph, on `recording_stream`.
     The ranks must have the same weights (`Ranks.require_equal`); nothing is copied from one to the others here.
     """
     if ranks.strategy == "single":
@@ -39,7 +46,9 @@ def distribute(
     # ever; `verify_tangents` has asked the very same path before.
     objective.flow.tangent_seen = True
     if ranks.strategy == "ddp":
-        with warnings.catch_warnings():  # the option that takes its place is not in torch 2.11
+        # DDP keeps the nodes that add up gradients, and a node runs on the stream on which it was made
+        stream = torch.cuda.stream(recording_stream(ranks.device)) if recorded else contextlib.nullcontext()
+        with stream, warnings.catch_warnings():  # the option that takes its place is not in torch 2.11
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             return DistributedDataParallel(
                 objective, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
@@ -96,6 +105,29 @@ def release(module: nn.Module) -> None:
     if isinstance(module, FSDPModule):
         for unit in _units(module.flow.network):
             unit.reshard()
+
+
+@functools.cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a GPU on which its steps are recorded; no work may be recorded on the default one."""
+    return torch.cuda.Stream(device)
+
+
+def join_streams(module: nn.Module) -> None:
+    """While a step is recorded: let the current stream wait for those on which FSDP2 gathers and reduces. A recording
+    must not end with one still going on its own."""
+    if isinstance(module, FSDPModule):
+        streams = module._get_fsdp_state()._comm_ctx
+        for stream in (
+            streams.all_gather_copy_in_stream,
+            streams.all_gather_stream,
+            streams.reduce_scatter_stream,
+            streams.all_reduce_stream,
+        ):
+            with torch.cuda.stream(stream):
+                used = torch.cuda.is_current_stream_capturing()
+            if used:
+                torch.cuda.current_stream().wait_stream(stream)
 
 
 @contextlib.contextmanager

@@ -34,14 +34,14 @@ def should_compile(option: Compile, device: torch.device) -> bool:
 
 
 def should_capture(option: Graphs, device: torch.device, ranks: int, accumulate: int) -> bool:
-    """`auto`: where a recorded step can run, on one GPU and without accumulation."""
-    possible = device.type == "cuda" and ranks == 1 and accumulate == 1
+    """`auto`: where a recorded step can run, on one GPU and without accumulation. `on`: on several GPUs too."""
+    possible = device.type == "cuda" and accumulate == 1
     if option == "on" and not possible:
         raise ValueError(
-            f"--graphs on needs one GPU and --accumulate 1; here are {ranks} process(es) on {device.type}, accumulate "
-            f"{accumulate}. Leave --graphs auto."
+            f"--graphs on needs a GPU for each process and --accumulate 1; here are {ranks} process(es) on "
+            f"{device.type}, accumulate {accumulate}. Leave --graphs auto."
         )
-    return option != "off" and possible
+    return possible and (option == "on" or (option == "auto" and ranks == 1))
 
 
 # PyTorch counts the compiled variants of all modules that share a method together, and stops at 8: block, conditioning

@@ -125,7 +125,7 @@ class _Run:
         self.objective: Objective = state.objective
         self.parameters = list(self.objective.trained().values())
         captured = should_capture(config.graphs, self.device, ranks.count, config.accumulate)
-        self.gradient = StepGradient(module, self.objective, state.optimizer, captured)
+        self.gradient = StepGradient(module, self.objective, state.optimizer, captured, ranks)
         self.progress = TrainingProgress(config.run.name, state.step, config.steps, show and ranks.main)
         self.saver = Saver(config.run, config.keep_checkpoints, ranks)
         self.stream = ShuffledStream(len(self.source), config.batch_size, config.seed, ranks.rank, ranks.count)
@@ -162,6 +162,7 @@ class _Run:
             stop = max(stop, vote.close(self.wish(caught)))
             checkpoint = self.save()
             self.saver.wait()
+        self.gradient.close()
         number = signal.Signals(stop) if 0 < stop < SAVE_FAILED else None
         if number is not None:
             complete = self.schedule.over(state.step)

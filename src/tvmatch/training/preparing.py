@@ -14,7 +14,7 @@ from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma
-from tvmatch.training.engine import compute_dtype, prepare_objective, should_compile
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.header import network_from_header, network_to_header
 from tvmatch.training.ranks import Ranks, checksums
 from tvmatch.training.state import TrainingState
@@ -54,7 +54,8 @@ def prepare(
     if objective.has_tangents:
         verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
-    module = distribute(objective, ema.flows.values(), ranks, config.fsdp_gather)
+    recorded = should_capture(config.graphs, device, ranks.count, config.accumulate)
+    module = distribute(objective, ema.flows.values(), ranks, config.fsdp_gather, recorded)
     optimizer = torch.optim.AdamW(
         objective.trained().values(),  # which are this rank's shards by now
         lr=config.learning_rate,

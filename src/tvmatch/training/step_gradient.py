@@ -10,12 +10,16 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tvmatch.objectives import Objective, StepLoss
 from tvmatch.objectives.base import Part
-from tvmatch.training.distributed import release
+from tvmatch.training.distributed import join_streams, recording_stream, release
+from tvmatch.training.ranks import Ranks
 
 LAUNCHED_STEPS = 3  # everything must be compiled, tuned and allocated before recording
+LAUNCHED_STEPS_DDP = 11  # in its first ten DDP reads the times of its events, for which the host waits
 TOLERANCE = 1e-2  # of loss and gradient norm between a launched and a recorded step: order of 16-bit sums, not more
 
 
@@ -25,15 +29,23 @@ class StepGradient:
     `module` is the objective or a data-parallel wrapper of it. With `capture`, the step is recorded after a few
     launched ones, and once the objective's tangents have been seen to arrive (a check that reads from the device).
     Between calls use `clear` in place of `optimizer.zero_grad`: a recorded step writes its gradients anew by itself.
+    A recorded step of several `ranks` exchanges its weights and gradients in the graph; call `close` before they part.
 
-    Raises `ValueError` where a recorded step is called with another shape of batch, `RuntimeError` where a recording
-    does not repeat the launched step.
+    Raises `ValueError` where a recorded step is called with another shape of batch; on every rank `RuntimeError` where a
+    step cannot be recorded or a recording does not repeat the launched step.
     """
 
     def __init__(
-        self, module: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, capture: bool
+        self,
+        module: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        capture: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         self.module, self.objective, self.optimizer, self.capture = module, objective, optimizer, capture
+        self.ranks = ranks or Ranks(next(objective.flow.parameters()).device)
+        self.launched_first = LAUNCHED_STEPS_DDP if isinstance(module, DistributedDataParallel) else LAUNCHED_STEPS
         self.launched = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -41,7 +53,7 @@ class StepGradient:
         """Data, classes and their place in the whole batch -> the loss, after the gradient of `share` times it was
         added to `.grad`. The tensors of a recorded step's result are overwritten by the next call."""
         if self.graph is None:
-            if not self.capture or self.launched < LAUNCHED_STEPS or not self._tangents_seen():
+            if not self.capture or self.launched < self.launched_first or not self._tangents_seen():
                 self.launched += 1
                 return self._launch(x0, label, part, share)
             seeded = self.objective.generator.get_state()
@@ -66,6 +78,13 @@ class StepGradient:
         if self.graph is None:
             self.optimizer.zero_grad(set_to_none=True)
 
+    def close(self) -> None:
+        """Forget the recording. NCCL waits for all that it has a part in before a group of processes ends."""
+        self.capture = False
+        if self.graph is not None:
+            self.graph.reset()
+            self.graph = None
+
     def _tangents_seen(self) -> bool:
         return not self.objective.has_tangents or self.objective.flow.tangent_seen
 
@@ -83,9 +102,20 @@ class StepGradient:
         self.optimizer.zero_grad(set_to_none=True)  # the recorded step allocates them at addresses of its own
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(generator)
-        # other threads (the loader's) may use the device meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.result = self._launch(self.x0, self.label, part)
+        failure: Exception | None = None
+        try:
+            # other threads (the loader's) may use the device meanwhile
+            stream = recording_stream(self.ranks.device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self.result = self._launch(self.x0, self.label, part)
+                join_streams(self.module)
+        except Exception as error:  # which the others must hear of: they would wait for this rank in the first replay
+            failure = error
+        if float(self.ranks.mean(torch.tensor(float(failure is not None)))) > 0:
+            here = f"{type(failure).__name__}: {failure}" if failure else "another one says why"
+            raise RuntimeError(
+                f"rank {self.ranks.rank}: the step cannot be recorded ({here}). Train with --graphs off."
+            ) from failure
         generator.manual_seed(1)
         graph.replay()
         other = self._figures(self.result)
@@ -96,9 +126,11 @@ class StepGradient:
         self.graph = graph
 
     def _figures(self, result: StepLoss) -> tuple[float, float]:
-        """Loss and norm of the gradient, read from the device."""
+        """Loss and gradient norm over all ranks, read from the device; what follows from them is decided alike."""
         gradients = [p.grad for p in self.objective.flow.parameters() if p.grad is not None]
-        return float(result.loss), float(torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return float(self.ranks.mean(result.loss.detach())), float(norm)
 
 
 def check_recorded(
