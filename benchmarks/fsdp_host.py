@@ -33,7 +33,12 @@ from tvmatch.training.ranks import Ranks, join_ranks
 from tvmatch.training.step_gradient import StepGradient
 
 SMALL = DiTConfig(image_size=4, channels=2, num_classes=3, patch_size=2, hidden_size=16, depth=28, num_heads=2)
-WAYS = (("single", "auto"), ("ddp", "auto"), ("fsdp", "use"), ("fsdp", "step"))
+WAYS = {
+    "single": ("single", "auto"),
+    "ddp": ("ddp", "auto"),
+    "fsdp-use": ("fsdp", "use"),
+    "fsdp-step": ("fsdp", "step"),
+}
 WARM_STEPS, STEPS = 3, 5
 # what FSDP2 calls its parts in a profile, and what they are called here
 COUNTED = {
@@ -48,14 +53,16 @@ COUNTED = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", help="a preset, on latents 4x32x32 (default: 28 blocks of a few weights)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--batch", type=int, default=2, help="samples of each process")
     parser.add_argument("--profile", type=int, default=0, help="print so many lines of what the host does under FSDP2")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     rows = []
     with join_ranks("ddp", "auto") as ranks:
-        for strategy, gather in WAYS:
+        if ranks.device.type == "cpu":
+            torch.set_num_threads(1)
+        for strategy, gather in (WAYS[way] for way in options.ways):
             if strategy == "single":
                 row = ranks.on_main(lambda: measure(options, Ranks(ranks.device), "auto"))
             else:
