@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Where the time of a training step goes: kernels by name and kind, idle time, what the host needs to launch it.
+"""Where the time of a training step goes: seconds to the first step, clocks and power while steps run, kernels by name
+and kind, idle time, what the host needs to launch a step.
 
     python benchmarks/step_profile.py [--network DiT-XL/2 --batch 64 ...] [--graphs off]      (a GPU)
 
@@ -9,6 +10,9 @@ What it printed on an H200 lies in benchmarks/results/step_profile_h200.txt.
 import argparse
 import collections
 import collections.abc
+import contextlib
+import statistics
+import subprocess
 import time
 
 import torch
@@ -25,10 +29,10 @@ from tvmatch.training.engine import prepare_objective
 from tvmatch.training.step_gradient import StepGradient
 
 KINDS = {  # by parts of a kernel's name, in this order
-    "attention": ("dual", "hopper", "flash", "sdpa", "fmha", "cudnn"),
+    "attention": ("dual", "hopper", "flash", "sdpa", "fmha", "cudnn", "short_", "queries_kernel", "keys_kernel"),
     "products": ("gemm", "nvjet", "cutlass", "cublas"),
     "compiler": ("triton_",),
-    "optimiser and averages": ("multi_tensor",),
+    "optimiser and averages": ("multi_tensor", "move_kernel"),
     "fused layers": ("forward_kernel", "backward_kernel"),
 }
 
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--guidance", default="2")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--graphs", choices=("on", "off"), default="off")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of steps while clocks and power are read")
     parser.add_argument("--show", type=int, default=40, help="kernels to list")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -51,9 +56,20 @@ def main() -> None:
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, matmul {matmul_tflops(device):.0f} TFLOP/s")
     step = make_step(options, device)
-    for number in range(8):
+    began = time.perf_counter()
+    step(0)
+    torch.cuda.synchronize()
+    print(f"first step {time.perf_counter() - began:.1f} s, of which")
+    print(torch._dynamo.utils.compile_times(repr="str", aggregate=True)[-1500:])
+    for number in range(1, 8):
         step(number)
     torch.cuda.synchronize()
+    with clocks():
+        began, number = time.perf_counter(), 12
+        while time.perf_counter() - began < options.seconds:
+            step(number)
+            torch.cuda.synchronize()
+            number += 1
     began = time.perf_counter()
     for number in range(8, 12):
         step(number)
@@ -94,6 +110,38 @@ def make_step(options: argparse.Namespace, device: torch.device) -> collections.
         move_towards(averages, flow)
 
     return step
+
+
+QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+
+
+@contextlib.contextmanager
+def clocks() -> collections.abc.Iterator[None]:
+    """Print the medians and ranges of clocks, power and temperature, as nvidia-smi reads them ten times a second."""
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={','.join(QUERY)}",
+        "--format=csv,noheader,nounits",
+        "-i",
+        "0",
+        "-lms",
+        "100",
+    ]
+    try:
+        reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        print("no nvidia-smi here: no clocks")
+        yield
+        return
+    try:
+        yield
+    finally:
+        reader.terminate()
+        lines = reader.communicate()[0].splitlines()
+    # the first second is the ramp from idle clocks to the limit of power; the last line may be cut
+    rows = [[float(cell) for cell in line.split(",")] for line in lines[10:-1] if line.count(",") == len(QUERY) - 1]
+    for name, column in zip(QUERY, zip(*rows, strict=True), strict=False):
+        print(f"{name:>16} median {statistics.median(column):6.0f}, {min(column):.0f} to {max(column):.0f}")
 
 
 def report(record: profile, steps: int, show: int) -> None:
