@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from tvmatch.kernels import head_norm, modulated_norm, short_attention
+from tvmatch.kernels import biased_gelu, head_norm, modulated_norm, short_attention
 from tvmatch.kernels.elementwise import launches_triton, two_parts
 from tvmatch.kernels.head_norm import op as head_norm_op
 from tvmatch.kernels.modulated_norm import op as modulated_norm_op
@@ -66,6 +67,24 @@ def test_modulated_norm(size: int, add: bool, pair: bool) -> None:
     gradients = torch.autograd.grad(weighted_sum(weights, exact), inputs)
     ours_gradients = torch.autograd.grad(weighted_sum(weights, ours), ours_in)
     assert max(relative_errors(ours_gradients, gradients)) < 2e-6
+
+
+@pytest.mark.parametrize("pair", [True, False])
+@pytest.mark.parametrize("size", [24, 300])  # a part of a tile, and more than one
+def test_biased_gelu(size: int, pair: bool) -> None:
+    inputs = [random(3, 50, size), random(size), random(3, 50, size)][: 3 if pair else 2]
+    inputs[0].data *= 2  # where GELU bends, and where it no longer does
+
+    def formula(x: Tensor) -> Tensor:
+        return functional.gelu(x + inputs[1], approximate="tanh")
+
+    exact = torch.func.jvp(formula, (inputs[0],), (inputs[2],)) if pair else (formula(inputs[0]),)
+    ours_in = single(inputs)
+    ours = biased_gelu.biased_gelu(ours_in[0], ours_in[2] if pair else None, ours_in[1])
+    assert max(relative_errors(ours, exact)) < 1e-6
+    directions = [torch.randn_like(r) for r in exact]
+    gradients = torch.autograd.grad(weighted_sum(directions, exact), inputs)
+    assert max(relative_errors(torch.autograd.grad(weighted_sum(directions, ours), ours_in), gradients)) < 4e-6
 
 
 def attention_of_qkv(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
@@ -157,6 +176,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def choose(yes: bool, short: bool = False) -> None:
         monkeypatch.setattr(short_attention, "applies", lambda qkv, heads: yes and short)
+        monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and dtype == torch.float32)
         for module in (head_norm_op, modulated_norm_op):
             monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))
 

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from tvmatch.kernels import head_norm, linear_gelu, modulated_norm, short_attention
+from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, short_attention
 from tvmatch.kernels.dual_attention import scaled_dot_product_attention
 from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
@@ -163,6 +163,11 @@ class FeedForward(nn.Module):
         dtype = self.fc1.compute_dtype or self.fc1.weight.dtype
         if tangent is None and linear_gelu.applies(primal, dtype):
             return self.fc2(linear_gelu.linear_gelu(primal.to(dtype), *self.fc1.cast()))
+        if biased_gelu.applies(primal, dtype):
+            weight, _ = self.fc1.cast()
+            h, th = (None if x is None else functional.linear(x.to(dtype), weight) for x in (primal, tangent))
+            results = biased_gelu.biased_gelu(h, th, self.fc1.bias)
+            return self.fc2(results[0] if tangent is None else forward_ad.make_dual(*results))
         return self.fc2(gelu(self.fc1(x)))
 
 
