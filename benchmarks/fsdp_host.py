@@ -10,8 +10,10 @@ beside, they are those that pass on the host, of batches so small that the GPU i
 """
 
 import argparse
+import cProfile
 import dataclasses
 import json
+import pstats
 import statistics
 import tempfile
 import time
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--network", help="a preset, on latents 4x32x32 (default: 28 blocks of a few weights)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--batch", type=int, default=2, help="samples of each process")
-    parser.add_argument("--profile", type=int, default=0, help="print so many lines of what the host does under FSDP2")
+    parser.add_argument("--profile", type=int, default=0, help="also print so many functions of Python, by time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
@@ -86,8 +88,11 @@ def measure(options: argparse.Namespace, ranks: Ranks, gather: str) -> dict[str,
         profiled.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
     counts = {said: sum(str(event["name"]).startswith(name) for event in events) for name, said in COUNTED.items()}
-    if options.profile and ranks.main and ranks.strategy == "fsdp":
-        print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=options.profile), flush=True)
+    if options.profile:
+        with cProfile.Profile() as profiled_python, torch.autograd.set_multithreading_enabled(False):
+            step(WARM_STEPS + STEPS + 1)
+        if ranks.main or ranks.count == 1:
+            pstats.Stats(profiled_python).sort_stats("tottime").print_stats(options.profile)
     return {
         "strategy": ranks.strategy,
         "gather": gather,

@@ -1,9 +1,12 @@
 """What the ranks of `tests/training/test_distributed.py` do."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from tests.training.support import TINY, tiny_config
 from tvmatch.data.digits import digits_source
 from tvmatch.data.source import to_network_range
-from tvmatch.training import loop, saving
+from tvmatch.training import loop, saving, step_gradient
 from tvmatch.training.attention_probe import probe
 from tvmatch.training.bench import StepCase, measure_step
 from tvmatch.training.config import TrainConfig
@@ -171,6 +174,33 @@ def train_recorded(config: TrainConfig) -> tuple[int, bool]:
     """A whole run, and whether its last step was recorded."""
     step, _ = train_with(Noting, config)
     return step, Noting.recorded
+
+
+def record_in_vain(config: TrainConfig) -> tuple[int, str]:
+    """A step that rank 1 cannot record, on a CPU that acts as if it were a GPU; how many steps came before, and the
+    error."""
+
+    @contextlib.contextmanager
+    def recording(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with join_ranks(config.strategy, config.device) as ranks, pytest.MonkeyPatch.context() as patch:
+        state, header, module = loop.prepare(config, SOURCE, ranks)
+        run = loop._Run(config, SOURCE, state, header, module, ranks, Schedule(config), False)
+        run.gradient.capture = True
+        patch.setattr(torch.cuda, "CUDAGraph", MagicMock())
+        patch.setattr(torch.cuda, "graph", recording)
+        patch.setattr(step_gradient, "recording_stream", lambda device: None)
+        patch.setattr(step_gradient, "join_streams", lambda module: None)
+        images = torch.from_numpy(SOURCE.batch(run.stream.indices(0)))
+        label = torch.from_numpy(SOURCE.labels[run.stream.indices(0)])
+        for _ in range(run.gradient.launched_first):
+            run.step(images, label)
+        with pytest.raises(RuntimeError) as caught:
+            run.step(images, label)
+        return run.gradient.launched, str(caught.value)
 
 
 def train_on_a_full_disk(config: TrainConfig) -> None:

@@ -143,6 +143,20 @@ def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tm
     assert (run / "samples" / "step_00000004.png").is_file()
 
 
+@pytest.mark.parametrize(("strategy", "first"), [("ddp", 11), ("fsdp", 3)])
+def test_a_step_that_one_rank_cannot_record_is_an_error_on_all(
+    pool: Pool, tmp_path: Path, strategy: str, first: int
+) -> None:
+    answers = pool.run(rank_checks.record_in_vain, 2, config(tmp_path, strategy=strategy, steps=20))
+    for rank, reason in enumerate(
+        ("another one says why", "RuntimeError: operation not permitted when stream is capt")
+    ):
+        steps, error = answers[rank]
+        assert steps == first
+        assert error.startswith(f"rank {rank}: the step cannot be recorded ({reason}")
+        assert "Train with --graphs off." in error
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 @pytest.mark.parametrize(

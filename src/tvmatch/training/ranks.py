@@ -177,6 +177,8 @@ def join_ranks(strategy: Strategy, device_name: str) -> Iterator[Ranks]:
     if device.type == "cuda":
         device = _own_gpu(device)
         torch.cuda.set_device(device)
+        # A recorded exchange would make its buffers known to the other GPUs, one after another while it is recorded
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)

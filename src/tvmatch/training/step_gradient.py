@@ -31,8 +31,8 @@ class StepGradient:
     Between calls use `clear` in place of `optimizer.zero_grad`: a recorded step writes its gradients anew by itself.
     A recorded step of several `ranks` exchanges its weights and gradients in the graph; call `close` before they part.
 
-    Raises `ValueError` where a recorded step is called with another shape of batch; `RuntimeError`, on every rank, where
-    a step cannot be recorded or a recording does not repeat the launched step.
+    `ValueError` where a recorded step is called with another shape of batch. `RuntimeError`, on every rank, where a
+    step cannot be recorded or a recording does not repeat the launched step.
     """
 
     def __init__(
