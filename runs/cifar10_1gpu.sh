@@ -11,8 +11,9 @@
 # averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. The learning rate falls to zero over the
 # last DECAY of each phase's time. Interrupted, the same command continues; more MINUTES continue a run that is done.
 #
-# EMAS: every average is scored with CHOOSE samples in one call, and the best one with ALSO and SAMPLES, NFE, W. Figures,
-# samples, config and log go to RESULTS (default OUT/results), without weights. STAGES says what is done now.
+# Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call; the best pair then with
+# ALSO and SAMPLES in NFE calls, and that average at all of EVALUATE_W with CHOOSE. W may be a range (1:3). Figures, samples,
+# config and log go to RESULTS (default OUT/results), without weights. STAGES says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code:   MINUTES=7 bash runs/cifar10_1gpu.sh ...
 #   25 minutes:                                   MINUTES=25 NETWORK=DiT-S/2 WARM=8 bash runs/cifar10_1gpu.sh ...
@@ -66,34 +67,39 @@ if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUT
     phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" --objective "$OBJECTIVE" --learning-rate "$LR" \
         --decay-share "$DECAY" --warmup-steps "${WARMUP_STEPS:-100}" --evaluation-ema $EMAS "${OPTIONS[@]}" $EXTRA
     echo "$MINUTES" > "$OUT/trained"
-    rm -f "$OUT/best_ema"
+    rm -f "$OUT/best"
     echo "trained: $(spent) s of wall time, $MINUTES minutes were given" | tee "$RESULTS/time.txt"
 fi
 
 if [[ " $STAGES " == *" evaluate "* ]]; then
     [[ -f $STATISTICS ]] || $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
-    SCORE="$TVMATCH evaluate $OUT/run --features $FEATURES --statistics $STATISTICS --w $EVALUATE_W"
-    [[ -s $OUT/best_ema ]] || {
+    SCORE="$TVMATCH evaluate $OUT/run --features $FEATURES --statistics $STATISTICS"
+    [[ -s $OUT/best ]] || {
         CALLS=1
         [[ $OBJECTIVE != flow-matching ]] || CALLS=${NFE##* }
         for ema in $EMAS; do
-            $SCORE --ema "$ema" --nfe "$CALLS" --samples "$CHOOSE" --out "$OUT/choose/ema_$ema.json"
+            $SCORE --w $EVALUATE_W --ema "$ema" --nfe "$CALLS" --samples "$CHOOSE" --out "$OUT/choose/ema_$ema.json"
         done
-        python3 - "$OUT/choose" > "$OUT/best_ema.tmp" <<'PYTHON'
+        python3 - "$OUT/choose" > "$OUT/best.tmp" <<'PYTHON'
 import json, pathlib, sys
-found = {}
+found = []
 for path in pathlib.Path(sys.argv[1]).glob("ema_*.json"):
-    found[min(row["frechet"] for row in json.loads(path.read_text())["rows"])] = path.stem.removeprefix("ema_")
-for distance, ema in sorted(found.items()):
-    print(f"average {ema}: Frechet {distance:.3f}", file=sys.stderr)
-print(found[min(found)])
+    rows = json.loads(path.read_text())["rows"]
+    found += [(row["frechet"], path.stem.removeprefix("ema_"), row["w"]) for row in rows]
+for distance, ema, w in sorted(found):
+    print(f"average {ema}, w {w}: Frechet {distance:.3f}", file=sys.stderr)
+print(*min(found)[1:])
 PYTHON
-        mv "$OUT/best_ema.tmp" "$OUT/best_ema"
+        mv "$OUT/best.tmp" "$OUT/best"
     }
+    read -r EMA BEST_W < "$OUT/best"
     # the official code and the prototype were measured with 20,000
     [[ $ALSO == 0 ]] ||
-        $SCORE --ema "$(cat "$OUT/best_ema")" --nfe $NFE --samples "$ALSO" --out "$OUT/evaluation_$ALSO.json"
-    $SCORE --ema "$(cat "$OUT/best_ema")" --nfe $NFE --samples "$SAMPLES" --seeds $SEEDS --out "$OUT/evaluation.json"
+        $SCORE --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$ALSO" --out "$OUT/evaluation_$ALSO.json"
+    [[ $SAMPLES == 0 ]] ||
+        $SCORE --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$SAMPLES" --seeds $SEEDS --out "$OUT/evaluation.json"
+    [[ $EVALUATE_W != *" "* ]] ||
+        $SCORE --w $EVALUATE_W --ema "$EMA" --nfe $NFE --samples "$CHOOSE" --out "$OUT/tradeoff.json"
 fi
 
 # what may go into the repository: no weights, no tables by time
@@ -107,6 +113,10 @@ for line in open(sys.argv[1]):
     print(json.dumps({k: v for k, v in json.loads(line).items() if not isinstance(v, dict | list)}))
 PYTHON
 done
+[[ ! -f $OUT/tradeoff.json ]] || {
+    cp "$OUT/tradeoff.json" "$RESULTS/" && cp "$OUT/tradeoff/tradeoff.png" "$RESULTS/tradeoff_of_w.png"
+    cp "$OUT/tradeoff/table.md" "$RESULTS/tradeoff.md"
+}
 [[ ! -f $OUT/evaluation_$ALSO.json ]] || cp "$OUT/evaluation_$ALSO.json" "$RESULTS/"
 for choice in "$OUT"/choose/*.json; do [[ ! -f $choice ]] || cp "$choice" "$RESULTS/choose_$(basename "$choice")"; done
 echo "results: $RESULTS"
