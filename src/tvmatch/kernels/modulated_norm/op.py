@@ -19,7 +19,7 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "modulated_norm_backward(Tensor[] saved, Tensor[] tangents, Tensor[] gradients, float eps) -> Tensor[]",
+    "modulated_norm_backward(Tensor[] saved, Tensor[] tangents, Tensor?[] gradients, float eps) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -76,16 +76,22 @@ class _ModulatedNorm(torch.autograd.Function):
                 [primals[0], outputs[0]] if len(tangents) == 0 else [primals[0], outputs[0], tangents[0], outputs[1]]
             )
         ctx.save_for_backward(outputs[0], *primals[2:], *((outputs[2], *tangents[2:]) if len(tangents) > 0 else ()))
-        ctx.eps, ctx.count, ctx.pair = eps, count, len(tangents) > 0
+        ctx.eps, ctx.dtype, ctx.count, ctx.pair = eps, dtype, count, len(tangents) > 0
+        ctx.set_materialize_grads(False)  # behind the last norm the stream does not go on: no zeros need be written
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, pair = ctx.saved_tensors, ctx.pair
+        onward = any(gradient is not None for gradient in gradients[::2])
+        gradients = [
+            saved[0].new_zeros(saved[0].shape, dtype=ctx.dtype if number % 2 else saved[0].dtype)
+            if gradient is None and (onward or number % 2)
+            else gradient
+            for number, gradient in enumerate(gradients)
+        ]
         half = len(saved) // 2 if pair else len(saved)
-        results = torch.ops.tvmatch.modulated_norm_backward(
-            list(saved[:half]), list(saved[half:]), list(gradients), ctx.eps
-        )
+        results = torch.ops.tvmatch.modulated_norm_backward(list(saved[:half]), list(saved[half:]), gradients, ctx.eps)
         streams, sums = results[:-1], results[-1].sum(dim=1)[:, :, None].unbind(dim=1)  # [B, 1, C] each
         kinds = len(sums) // 2 if pair else len(sums)
         sides = []
@@ -131,7 +137,7 @@ def _forward_fake(primals: list[Tensor], tangents: list[Tensor], eps: float, dty
     return one + [torch.empty_like(part) for part in one] if tangents else one
 
 
-def _backward(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor], eps: float) -> list[Tensor]:
+def _backward(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float) -> list[Tensor]:
     from .triton import backward_kernel
 
     outputs = _backward_fake(saved, tangents, gradients, eps)
@@ -142,8 +148,9 @@ def _backward(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tenso
     if pair:
         ty, tscale = tangents[0].contiguous(), _rows(tangents[1])
         tgate, tupdate = (_rows(tangents[2]), tangents[3].contiguous()) if add else (tscale, ty)
-    gy, gh = (g.contiguous() for g in gradients[:2])
-    gty, gth = (g.contiguous() for g in gradients[2:]) if pair else (gy, gh)
+    gh, gth = (g.contiguous() for g in (gradients[1], gradients[-1]))
+    onward = gradients[0] is not None
+    gy, gty = (g.contiguous() for g in (gradients[0], gradients[-2])) if onward else (gh, gth)
     streams, sums = outputs[:-1], outputs[-1]
     gx, gtx = streams[0], streams[1 if pair else 0]
     gupdate, gtupdate = (streams[2 if pair else 1], streams[-1]) if add else (gx, gtx)
@@ -154,12 +161,15 @@ def _backward(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tenso
             y, ty, update, tupdate, gate, tgate, scale, tscale, gy, gty, gh, gth, gx, gtx, gupdate, gtupdate, sums,
             *(row.stride(0) for row in (gate, tgate, scale, tscale)),
             tokens, eps, SIZE=size, HEAD=tile.head, TAIL=tile.tail, ROWS=tile.rows,
-            TILES=-(-BACKWARD_ROWS // tile.rows), STAGES=tile.stages, ADD=add, PAIR=pair, num_warps=tile.warps,
+            TILES=-(-BACKWARD_ROWS // tile.rows), STAGES=tile.stages, ADD=add, PAIR=pair, ONWARD=onward,
+            num_warps=tile.warps,
         )  # fmt: skip
     return outputs
 
 
-def _backward_fake(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor], eps: float) -> list[Tensor]:
+def _backward_fake(
+    saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float
+) -> list[Tensor]:
     y, sides = saved[0], 2 if tangents else 1
     streams = [torch.empty_like(y, memory_format=torch.contiguous_format) for _ in range(sides)]
     if len(saved) == 4:

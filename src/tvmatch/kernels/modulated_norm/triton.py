@@ -136,11 +136,13 @@ def forward_kernel(
 
 
 @triton.jit
-def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfactor, ADD, PAIR):
+def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfactor, ADD, PAIR, ONWARD):
     """One part of the rows, with the five sums that the gradient of the norm needs (see `backward_kernel`)."""
     value = _row(y, mask)
     g_h = _row(gh, mask)
-    g_y = _row(gy, mask)
+    g_y = tl.zeros_like(value)
+    if ONWARD:
+        g_y = _row(gy, mask)
     tangent = value
     g_th = g_h
     g_ty = g_y
@@ -149,7 +151,8 @@ def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfact
     if PAIR:
         tangent = _row(ty, mask)
         g_th = _row(gth, mask)
-        g_ty = _row(gty, mask)
+        if ONWARD:
+            g_ty = _row(gty, mask)
     if ADD:
         step = _row(update, mask)
         if PAIR:
@@ -224,9 +227,9 @@ def backward_kernel(
     gate_stride, tgate_stride, scale_stride, tscale_stride,
     tokens, eps,
     SIZE: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
-    STAGES: tl.constexpr, ADD: tl.constexpr, PAIR: tl.constexpr,
+    STAGES: tl.constexpr, ADD: tl.constexpr, PAIR: tl.constexpr, ONWARD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of `forward_kernel`; gy, gty are those that reach the residual stream behind it.
+    """Gradients of `forward_kernel`; gy, gty are those that reach the residual stream behind it, where it goes on.
 
     With u = r y = rms(y), m = mean(u ty), q = mean(g_tu u), p = mean(g_tu ty):
         g_ty += r (g_tu - q u),   g_y += r (g_u - r m g_tu - r q ty - (mean(g_u u) + r p - 3 r m q) u).
@@ -266,14 +269,14 @@ def backward_kernel(
         mask = inside & (token < tokens)
         value, tangent, g_h, g_th, g_y, g_ty, step, tstep, square, m, q, p, dot = _backward_read(
             y + at, ty + at, gh + at, gth + at, gy + at, gty + at, update + at, tupdate + at,
-            mask, factor, tfactor, ADD, PAIR,
+            mask, factor, tfactor, ADD, PAIR, ONWARD,
         )  # fmt: skip
         if TAIL > 0:
             bt = row + b
             mask2 = inside2 & (token < tokens)
             value2, tangent2, g_h2, g_th2, g_y2, g_ty2, step2, tstep2, square2, m2, q2, p2, dot2 = _backward_read(
                 y + bt, ty + bt, gh + bt, gth + bt, gy + bt, gty + bt, update + bt, tupdate + bt,
-                mask2, factor2, tfactor2, ADD, PAIR,
+                mask2, factor2, tfactor2, ADD, PAIR, ONWARD,
             )  # fmt: skip
             square += square2
             m += m2
