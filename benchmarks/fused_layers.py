@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 
+import tvmatch.kernels.biased_gelu
 import tvmatch.kernels.head_norm
-import tvmatch.kernels.modulated_norm  # noqa: F401  (defines the operators)
+import tvmatch.kernels.modulated_norm
+import tvmatch.kernels.short_attention  # noqa: F401  (defines the operators)
 
 SHAPES = ((64, 256, 1152, 18), (1024, 64, 384, 6))  # batch, tokens, size, heads
 
@@ -56,6 +58,8 @@ def measure(batch: int, tokens: int, size: int, heads: int, rate: float) -> list
     weight = torch.ones(size // heads, device="cuda")
     g = [torch.randn(batch, tokens, heads, size // heads, device="cuda", dtype=torch.bfloat16) for _ in range(6)]
     g = [part.transpose(1, 2) for part in g]
+    w, tw, gw, gtw = (torch.randn(batch, tokens, 4 * size, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    bias = torch.zeros(4 * size, device="cuda")
     cases: dict[str, tuple[Callable[[], object], int]] = {  # with the number of 16-bit streams that they move
         "norm, added, pair": (lambda: ops.modulated_norm(primals, tangents, 1e-6, torch.bfloat16), 12),
         "norm, added": (lambda: ops.modulated_norm(primals, [], 1e-6, torch.bfloat16), 6),
@@ -73,7 +77,25 @@ def measure(batch: int, tokens: int, size: int, heads: int, rate: float) -> list
         "heads": (lambda: ops.head_norm(qkv, None, weight, weight, heads, 1e-6), 4),
         "heads, pair, backward": (lambda: ops.head_norm_backward(qkv, tqkv, weight, weight, g, heads, 1e-6), 16),
         "heads, backward": (lambda: ops.head_norm_backward(qkv, None, weight, weight, g[:3], heads, 1e-6), 8),
+        "gelu, pair": (lambda: ops.biased_gelu(w, tw, bias), 16),
+        "gelu": (lambda: ops.biased_gelu(w, None, bias), 8),
+        "gelu, pair, backward": (lambda: ops.biased_gelu_backward(w, tw, bias, [gw, gtw]), 24),
+        "gelu, backward": (lambda: ops.biased_gelu_backward(w, None, bias, [gw]), 12),
     }
+    if tokens <= tvmatch.kernels.short_attention.op.MAX_TOKENS:
+        short = (weight, weight, heads, 1e-6)
+        cases |= {
+            "attention, pair": (lambda: ops.short_attention(qkv, tqkv, *short), 8),
+            "attention": (lambda: ops.short_attention(qkv, None, *short), 4),
+            "attention, pair, backward": (
+                lambda: ops.short_attention_backward(qkv, tqkv, weight, weight, [gh, gth], heads, 1e-6),
+                14,
+            ),
+            "attention, backward": (
+                lambda: ops.short_attention_backward(qkv, None, weight, weight, [gh], heads, 1e-6),
+                7,
+            ),
+        }
     rows = []
     for name, (call, streams) in cases.items():
         ideal = streams * 2 * batch * tokens * size / rate * 1e6

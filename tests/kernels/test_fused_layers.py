@@ -1,5 +1,6 @@
 """The fused norms in Triton's interpreter, against the layers' own formulas under torch.func.jvp in float64."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tvmatch.kernels import biased_gelu, head_norm, modulated_norm, short_attention
+from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, short_attention
 from tvmatch.kernels.elementwise import launches_triton, two_parts
 from tvmatch.kernels.head_norm import op as head_norm_op
 from tvmatch.kernels.modulated_norm import op as modulated_norm_op
@@ -180,7 +181,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def choose(yes: bool, short: bool = False) -> None:
         monkeypatch.setattr(short_attention, "applies", lambda qkv, heads: yes and short)
-        monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and dtype == torch.float32)
+        monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and (h.is_cuda or dtype == torch.float32))
         for module in (head_norm_op, modulated_norm_op):
             monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))
 
@@ -235,6 +236,34 @@ def test_on_a_gpu_a_block_agrees_with_the_formulas(fused: Callable[..., None], s
         block.zero_grad()
         results.append(results_and_gradients(block, inputs))
     assert max(relative_errors(*results)) < 1e-3  # attention's own float32 products differ between its two forms
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "heads", "tokens", "short"), [(1152, 18, 50, False), (384, 6, 64, True)])
+def test_on_a_gpu_a_block_in_16_bits_is_as_exact_as_without_the_kernels(
+    fused: Callable[..., None], size: int, heads: int, tokens: int, short: bool
+) -> None:
+    block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=size, num_heads=heads)).cuda()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=size**-0.5)
+    inputs = [part.cuda() for part in stream_and_conditioning(3, tokens, size)]
+    fused(False)
+    exact = results_and_gradients(copy.deepcopy(block).double(), [part.double() for part in inputs])
+    set_compute_dtype(block, torch.bfloat16)
+    errors = []
+    for yes in (False, True):
+        fused(yes, short)
+        errors.append(relative_errors(results_and_gradients(block, inputs), exact))
+    assert all(ours < 1.5 * max(plain, 2e-3) for plain, ours in zip(*errors, strict=True)), errors
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_gelu_is_taken_into_the_product_before_it() -> None:
+    x, weight, bias = (torch.randn(s, device="cuda").bfloat16() for s in ((3, 50, 64), (96, 64), (96,)))
+    exact = functional.gelu(functional.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    with torch.no_grad():
+        assert linear_gelu.applies(x, x.dtype)
+        assert relative_errors((linear_gelu.linear_gelu(x, weight, bias),), (exact,))[0] < 4e-3
 
 
 def test_where_a_tangent_is_missing_zeros_stand_in(fused: Callable[..., None]) -> None:
