@@ -118,6 +118,7 @@ def _products() -> frozenset:
             aten._scaled_dot_product_cudnn_attention.default,
             aten._scaled_dot_product_flash_attention_for_cpu.default,
             torch.ops.tvmatch.dual_attention.default,
+            torch.ops.tvmatch.short_attention.default,
             torch.ops.tvmatch.head_norm.default,
             torch.ops.tvmatch.modulated_norm.default,
         }
