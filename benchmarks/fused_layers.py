@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-import tvmatch.kernels.biased_gelu
+import tvmatch.kernels.biased_gelu  # these imports define the operators
 import tvmatch.kernels.head_norm
 import tvmatch.kernels.modulated_norm
-import tvmatch.kernels.short_attention  # noqa: F401  (defines the operators)
+import tvmatch.kernels.short_attention
 
 SHAPES = ((64, 256, 1152, 18), (1024, 64, 384, 6))  # batch, tokens, size, heads
 
