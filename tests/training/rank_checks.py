@@ -81,15 +81,18 @@ def gathers(config: TrainConfig) -> dict[str, Any]:
         calls, gather = [], getattr(dist, name)
         patch.setattr(dist, name, lambda *a, **k: (calls.append(1), gather(*a, **k))[1])
         found: dict[str, Any] = {}
+        average = state.ema.flows[0.9].network
         for name, act in (
             ("first step", lambda: run.step(images, label)),
             ("step", lambda: run.step(images, label)),
             ("outside", lambda: probe(state.objective.flow.network, to_network_range(images), label, 2.0)),
+            ("average", lambda: probe(average, to_network_range(images), label, 2.0)),
             ("last step", lambda: run.step(images, label)),
         ):
             calls.clear()
             act()
-            whole = [name for name, value in state.objective.named_parameters() if not isinstance(value, DTensor)]
+            parts = (state.objective, *state.ema.flows.values())
+            whole = [name for part in parts for name, w in part.named_parameters() if not isinstance(w, DTensor)]
             found[name] = (len(calls), whole)
         return found
 
