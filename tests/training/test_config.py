@@ -42,7 +42,10 @@ def test_whole_numbers_serve_as_floats() -> None:
         ("steps: true", "steps must be a whole number, got True"),
         ("steps: null", "steps must be a whole number, got None"),
         ("steps: 0", "config.yaml: steps must be at least 1, got 0"),
-        ("fsdp_gather: use", "fsdp_gather=use says when --strategy fsdp gathers weights, and strategy is auto; leave it"),
+        (
+            "fsdp_gather: use",
+            "fsdp_gather=use says when --strategy fsdp gathers weights, and strategy is auto; leave it",
+        ),
         ("image_size: big", "image_size must be a whole number or null, got 'big'"),
         ("evaluation_ema: 0.9", r"evaluation_ema must be a list of numbers, got 0\.9"),
         ("evaluation_ema: [0.9, high]", r"evaluation_ema must be a list of numbers, got \(0\.9, 'high'\)"),

@@ -88,7 +88,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
     precision: Precision = "auto"  # of the blocks; weights stay float32 (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
-    graphs: Graphs = "auto"  # record a step as a CUDA graph and replay it (auto: on one GPU, without accumulation)
+    graphs: Graphs = "auto"  # record a step as a CUDA graph and replay it (auto: on one GPU; on: on several too)
     recompute: Recompute = "none"  # activations to compute again in the backward pass, to save memory
     strategy: Strategy = "auto"  # over the processes that torchrun started (auto: ddp if there are several)
     # with --strategy fsdp: gather the trained weights once a step, or at each use, for less memory (auto: step)
