@@ -124,7 +124,10 @@ class ModulatedNetwork(Network):
     def nothing_added(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens as a residual stream (x, gate, update) between blocks, the addend zero."""
         dtype = self.blocks_dtype or h.dtype
-        gate, update = h.new_zeros(len(h), 1, h.shape[-1]), torch.zeros_like(h, dtype=dtype)
+        gate, update = (
+            torch.zeros_like(h[:, :1], memory_format=torch.contiguous_format),
+            torch.zeros_like(h, dtype=dtype),
+        )
         return h, like_a_result(gate, h), like_a_result(update, h)
 
 
