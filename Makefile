@@ -25,7 +25,7 @@ docs: $(VENV)/.installed-dev    ## the documentation as a site, into site/; any 
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 test-gpu:                       ## on a machine with a GPU, in its own environment (many cores: kernels compile in parallel)
-	PYTHONPATH=src python3 -m pytest -m gpu -n 10
+	PYTHONPATH=src python3 -m pytest -m gpu -n 14 --dist loadgroup
 
 bench-attention:                ## the kernel beside its rivals; then add --plot to draw it
 	PYTHONPATH=src:benchmarks python3 benchmarks/attention.py --json benchmarks/results/attention_gpu.json

@@ -113,7 +113,7 @@ def compile_some(job: tuple[str, Path, int, int]) -> str:
         else:  # what the forward would have saved
             q = torch.zeros_like(odd[0])
             rows = torch.zeros(q.shape[:3], device="cuda")
-            rest = torch.zeros(1, 1, 112, 2, D, device="cuda", dtype=torch.uint8)
+            rest = torch.zeros(1, 1, 112, D, 2, device="cuda", dtype=torch.uint8)
             hopper.backward(*odd[:6], q, q, rows, rows, rest, *odd[6:], 1.0)
         torch.cuda.synchronize()
     except Exception as error:  # one variant that fails must not lose the others

@@ -43,11 +43,11 @@ def absent(kernel):  # a head in one part has no second windows
 
 strides, sizes = ["i64", "i64", "i32"], ["fp32"] + ["i32"] * 4
 if kernel == "forward":
-    build(hopper_forward_kernel, windows(6) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*fp8e5"] + strides + sizes,
+    build(hopper_forward_kernel, windows(6) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*i16"] + strides + sizes,
           dict(constants, HEAD=D, STAGES=plan.stages, OVERLAP=plan.overlap, HELD=plan.held,
                HAS_REST=True, **absent(hopper_forward_kernel)))
 if kernel == "queries":
-    build(queries_kernel, windows(10) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*fp8e5", "*fp32"] + strides + sizes
+    build(queries_kernel, windows(10) + ["*bf16"] * 2 + ["*fp32"] * 2 + ["*i16", "*fp32"] + strides + sizes
           + ["i32"] * 2, dict(constants, HEAD=D, SLOTS=plan.slots, BUFFERS=plan.buffers,
                                HELD=plan.query_held, HAS_REST=True, **absent(queries_kernel)))
 if kernel == "keys":

@@ -111,7 +111,7 @@ def test_the_rest_is_kept_only_for_gradients_of_16_bit_numbers(dtype):
     x = [t.requires_grad_() for t in problem(1, 1, 5, 5, 16, dtype)]
     outputs = torch.ops.tvmatch.dual_attention(*x, None, 0.25, False, "auto")
     width = 0 if dtype == torch.float32 else 16
-    assert outputs[4].shape == (1, 1, 5, 2, width)
+    assert outputs[4].shape == (1, 1, 5, width, 2)
     with torch.no_grad():
         assert torch.ops.tvmatch.dual_attention(*x, None, 0.25, False, "auto")[4].numel() == 0
 

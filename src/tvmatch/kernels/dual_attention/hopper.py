@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .rest import as_float8, empty_rest
+from .rest import as_pairs, empty_rest
 
 try:
     from triton.experimental.gluon import language as gl
@@ -127,9 +127,9 @@ def forward(
     lse = torch.empty((B, H, n_q), device=q.device, dtype=torch.float32)
     mu, rest = torch.empty_like(lse), empty_rest(o, keep_rest)
     hopper_forward_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
-        *_descriptors(q, k, v, tq, tk, tv), o, to, lse, mu, as_float8(rest), *(s // 8 for s in o.stride()[:3]), scale,
+        *_descriptors(q, k, v, tq, tk, tv), o, to, lse, mu, as_pairs(rest), *(s // 8 for s in o.stride()[:3]), scale,
         B, H, n_q, n_kv, HEAD=D, D1=d1, D2=d2, STAGES=plan.stages, EVEN=n_kv % 64 == 0, OVERLAP=plan.overlap,
-        HELD=plan.held, HAS_REST=rest.shape[-1] > 0, num_warps=4,
+        HELD=plan.held, HAS_REST=rest.shape[3] > 0, num_warps=4,
     )  # fmt: skip
     return o, to, lse, mu, rest
 
@@ -151,10 +151,10 @@ def backward(
     stats = torch.empty((4, B * H, padded), device=q.device, dtype=torch.float32)
     inputs = _descriptors(q, k, v, tq, tk, tv, do, dto)
     sizes = (scale, B, H, n_q, n_kv, padded, plane)
-    queries_kernel[_blocks(B * H * triton.cdiv(n_q, 128), q)](
-        *inputs, *_descriptors(dq, dtq), o, to, lse, mu, as_float8(rest), stats, *(s // 8 for s in o.stride()[:3]),
+    queries_kernel[_blocks(2 * B * H * triton.cdiv(n_q, 128), q)](
+        *inputs, *_descriptors(dq, dtq), o, to, lse, mu, as_pairs(rest), stats, *(s // 8 for s in o.stride()[:3]),
         *sizes, HEAD=D, D1=d1, D2=d2, SLOTS=plan.slots, BUFFERS=plan.buffers, EVEN=n_kv % 64 == 0,
-        HELD=plan.query_held, HAS_REST=rest.shape[-1] > 0, num_warps=4,
+        HELD=plan.query_held, HAS_REST=rest.shape[3] > 0, num_warps=4,
     )  # fmt: skip
     rows = TensorDescriptor(stats, [4 * plane], [1], [64], _row_layout())
     keys_kernel[_blocks(B * H * triton.cdiv(n_kv, 64), q)](

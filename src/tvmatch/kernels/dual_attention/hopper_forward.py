@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
 from .hopper_softmax import finish, lane_sums, outputs, scores, shrink_sums, softmax
-from .hopper_tiles import LN2, REST_SCALE, load_parts, part1, part2, round16, sync_threads, widen
+from .hopper_tiles import LN2, REST_SCALE, load_parts, pack_rest, part1, part2, round16, sync_threads, widen
 
 
 @gluon.jit
@@ -55,24 +55,27 @@ def _produce(
 
 @gluon.jit
 def _store_rows(OUT, x, row0, out_n, N, FIRST: gl.constexpr, HEAD: gl.constexpr):
-    """Store 64 rows from column FIRST on, 16 bytes a thread; `out_n` comes divided by 8."""
+    """Store 64 rows of 16-bit numbers from column FIRST on, 16 bytes a thread; `out_n` comes divided by 8."""
     D: gl.constexpr = x.shape[1]
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     rows = row0 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
     columns = FIRST + gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
-    y = gl.convert_layout(x.to(OUT.dtype.element_ty), layout)
-    gl.store(OUT + rows * (out_n * 8) + columns, y, mask=(rows < N) & (columns < HEAD))
+    gl.store(OUT + rows * (out_n * 8) + columns, gl.convert_layout(x, layout), mask=(rows < N) & (columns < HEAD))
 
 
 @gluon.jit
-def _store_rest(REST, x, row0, N, FIRST: gl.constexpr, HEAD: gl.constexpr, dtype: gl.constexpr):
-    """What rounding 64 rows to `dtype` drops, 8 bytes a thread; rows of REST are 2 HEAD apart."""
-    D: gl.constexpr = x.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    rows = row0 + gl.arange(0, 64, gl.SliceLayout(1, layout))[:, None]
-    columns = FIRST + gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
-    y = gl.convert_layout(((x - widen(round16(x, dtype))) * REST_SCALE).to(gl.float8e5), layout)
-    gl.store(REST + rows * (2 * HEAD) + columns, y, mask=(rows < N) & (columns < HEAD))
+def _store_outputs(
+    OUT, TANGENT, REST, o, to, row0, o_n, N, FIRST: gl.constexpr, HEAD: gl.constexpr, HAS_REST: gl.constexpr,
+):  # fmt: skip
+    """Round and store 64 rows of o and to; the two 8-bit rests of a column are side by side."""
+    dtype: gl.constexpr = OUT.dtype.element_ty
+    o16 = round16(o, dtype)
+    to16 = round16(to, dtype)
+    if HAS_REST:
+        rest = pack_rest((o - widen(o16)) * REST_SCALE, (to - widen(to16)) * REST_SCALE)
+        _store_rows(REST, rest, row0, HEAD // 8, N, FIRST, HEAD)
+    _store_rows(OUT, o16, row0, o_n, N, FIRST, HEAD)
+    _store_rows(TANGENT, to16, row0, o_n, N, FIRST, HEAD)
 
 
 @gluon.jit
@@ -108,9 +111,11 @@ def _consume(
         if OVERLAP or HELD:
             q = q.load(q_layout)
             tq = tq.load(q_layout)
-            if D2 == 0:
-                sync_threads()
-                mbarrier.arrive(q_empty, count=1)
+            if D2 > 0:
+                q2 = q2.load(q_layout)
+                tq2 = tq2.load(q_layout)
+            sync_threads()
+            mbarrier.arrive(q_empty, count=1)
         m = gl.full([64], float("-inf"), gl.float32, row_layout)
         l = lane_sums(gl.full([64, 64], 0.0, gl.float32, s_layout))
         mu = l
@@ -168,7 +173,7 @@ def _consume(
                 sync_threads()
                 mbarrier.arrive(empty.index(stage), count=1)
                 count += 1
-        if not (OVERLAP or HELD) or D2 > 0:
+        if not (OVERLAP or HELD):
             mbarrier.arrive(q_empty, count=1)
         l = gl.convert_layout(gl.sum(l, 1), row_layout)
         mu = gl.convert_layout(gl.sum(mu, 1), row_layout)
@@ -183,21 +188,14 @@ def _consume(
         to = tacc * inverse_o[:, None] - mean_o[:, None] * o
         rest = REST
         if HAS_REST:
-            rest += (b * H + h).to(gl.int64) * N_Q * (2 * HEAD)
-            _store_rest(rest, o, row0, N_Q, 0, HEAD, dtype)
-            _store_rest(rest + HEAD, to, row0, N_Q, 0, HEAD, dtype)
-        _store_rows(O + base, o, row0, o_n, N_Q, 0, HEAD)
-        _store_rows(TO + base, to, row0, o_n, N_Q, 0, HEAD)
+            rest += (b * H + h).to(gl.int64) * N_Q * HEAD
+        _store_outputs(O + base, TO + base, rest, o, to, row0, o_n, N_Q, 0, HEAD, HAS_REST)
         if D2 > 0:
             inverse_2 = gl.convert_layout(inverse, gl.SliceLayout(1, o_layout2))
             mean_2 = gl.convert_layout(mu_rounded * inverse, gl.SliceLayout(1, o_layout2))
             o2 = acc2 * inverse_2[:, None]
             to2 = tacc2 * inverse_2[:, None] - mean_2[:, None] * o2
-            if HAS_REST:
-                _store_rest(rest, o2, row0, N_Q, D1, HEAD, dtype)
-                _store_rest(rest + HEAD, to2, row0, N_Q, D1, HEAD, dtype)
-            _store_rows(O + base, o2, row0, o_n, N_Q, D1, HEAD)
-            _store_rows(TO + base, to2, row0, o_n, N_Q, D1, HEAD)
+            _store_outputs(O + base, TO + base, rest, o2, to2, row0, o_n, N_Q, D1, HEAD, HAS_REST)
         s_rows = m0 + W * 64 + gl.arange(0, 64, row_layout)
         statistics = (b * H + h).to(gl.int64) * N_Q + s_rows
         gl.store(LSE + statistics, (m + gl.log2(l)) * LN2, mask=s_rows < N_Q)

@@ -23,6 +23,7 @@ from .hopper_tiles import (
     part2,
     product,
     put_parts,
+    release,
     round16,
     store_parts,
     sync_threads,
@@ -66,6 +67,8 @@ def _probabilities(
         if HELD:
             k1 = k1.load(held)
             tk1 = tk1.load(held)
+        if KEY_BUFFERS == 2:
+            release(kv_empty.index(key_buffer ^ 1), turn > 0)  # the results of the keys before leave through it
         for _ in range(steps):
             stage = count % STAGES
             buffer = count & 1
@@ -118,10 +121,10 @@ def _probabilities(
         sync_threads()
         store_parts(dv_desc, dv2_desc, bh // H, bh % H, n0, kv_smem, kv_smem2, at, D1, D2)
         store_parts(dtv_desc, dtv2_desc, bh // H, bh % H, n0, kv_smem, kv_smem2, at + 1, D1, D2)
-        tma.store_wait(0)
-        sync_threads()
-        mbarrier.arrive(kv_empty.index(key_buffer), count=1)
+        if KEY_BUFFERS == 1:
+            release(kv_empty.index(0), True)
         turn += 1  # noqa: SIM113
+    tma.store_wait(0)
 
 
 @gluon.jit
@@ -170,6 +173,8 @@ def _gradients(
         if HELD:
             v1 = v1.load(held)
             tv1 = tv1.load(held)
+        if KEY_BUFFERS == 2:
+            release(kv_empty.index(key_buffer ^ 1), turn > 0)  # the results of the keys before leave through it
         if AHEAD:
             c = _start_c(v1, kv_smem2, at, q_smem, q_smem2, ready, count, zero, D1, D2, STAGES)
             c = warpgroup_mma_wait(0, [c])
@@ -228,10 +233,10 @@ def _gradients(
         sync_threads()
         store_parts(dk_desc, dk2_desc, bh // H, bh % H, n0, kv_smem, kv_smem2, at, D1, D2)
         store_parts(dtk_desc, dtk2_desc, bh // H, bh % H, n0, kv_smem, kv_smem2, at + 1, D1, D2)
-        tma.store_wait(0)
-        sync_threads()
-        mbarrier.arrive(kv_empty.index(key_buffer), count=1)
+        if KEY_BUFFERS == 1:
+            release(kv_empty.index(0), True)
         turn += 1  # noqa: SIM113
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["B", "H", "N_Q", "N_KV", "PADDED", "PLANE"])

@@ -1,8 +1,10 @@
 """dq and dtq for Hopper GPUs, in Gluon: 9 of the products of the joint backward, and the row statistics d1 and d2.
 
-Persistent blocks own 128 queries and walk the keys, 64 at a time. One warp loads tiles with the bulk copy engine; each
-of two warpgroups does the whole arithmetic of 64 queries, and while one of them is busy with exponentials the other
-keeps the matrix units busy. (k, tk) and (v, tv) are separate slots of one ring, as v and tv are free long before k.
+Persistent blocks own 128 queries and walk the keys, 64 at a time; the last tiles are done in halves where there are
+blocks for all halves. One warp loads tiles with the bulk copy engine; each of two warpgroups does the whole arithmetic
+of 64 queries, and while one of them is busy with exponentials the other keeps the matrix units busy. (k, tk) and
+(v, tv) are separate slots of one ring, as v and tv are free long before k. What the forward saved for the next tile is
+loaded while the results of this one leave.
 
 `dS = P*(dP - d2 + B*C)` is accumulated on top of `B*C - d2`, so that C and dP never need registers at the same time.
 """
@@ -12,86 +14,19 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
+from .hopper_query_loads import load_saved, place, produce, row_sums, whole_tiles
 from .hopper_tiles import (
     LOG2E,
-    REST_SCALE,
-    load_parts,
     part1,
     part2,
     product,
     put_parts,
+    release,
     round16,
     store_parts,
     sync_threads,
     widen,
 )  # fmt: skip
-
-
-@gluon.jit
-def _produce(
-    q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc, tv_desc, tv2_desc,
-    do_desc, do2_desc, dto_desc, dto2_desc, q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty,
-    tiles, H, blocks, steps, D1: gl.constexpr, D2: gl.constexpr, SLOTS: gl.constexpr, BUFFERS: gl.constexpr,
-):  # fmt: skip
-    count = 0
-    turn = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        bh = tile // blocks
-        b = bh // H
-        h = bh % H
-        m0 = tile % blocks * 128
-        buffer = turn % BUFFERS
-        bar = q_ready.index(buffer)
-        mbarrier.wait(q_empty.index(buffer), ((turn // BUFFERS) & 1) ^ 1)
-        mbarrier.expect(bar, 8 * 64 * (D1 + D2) * 2)
-        for i in gl.static_range(2):
-            at = 8 * buffer + 4 * i
-            row = m0 + 64 * i
-            load_parts(q_desc, q2_desc, b, h, row, bar, q_smem, q_smem2, at, D1, D2)
-            load_parts(tq_desc, tq2_desc, b, h, row, bar, q_smem, q_smem2, at + 1, D1, D2)
-            load_parts(dto_desc, dto2_desc, b, h, row, bar, q_smem, q_smem2, at + 2, D1, D2)
-            load_parts(do_desc, do2_desc, b, h, row, bar, q_smem, q_smem2, at + 3, D1, D2)
-        turn += 1  # noqa: SIM113
-        for step in range(steps):
-            slot = count % SLOTS
-            bar = ready.index(slot)
-            mbarrier.wait(empty.index(slot), ((count // SLOTS) & 1) ^ 1)
-            mbarrier.expect(bar, 2 * 64 * (D1 + D2) * 2)
-            load_parts(k_desc, k2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot, D1, D2)
-            load_parts(tk_desc, tk2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot + 1, D1, D2)
-            count += 1
-            slot = count % SLOTS
-            bar = ready.index(slot)
-            mbarrier.wait(empty.index(slot), ((count // SLOTS) & 1) ^ 1)
-            mbarrier.expect(bar, 2 * 64 * (D1 + D2) * 2)
-            load_parts(v_desc, v2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot, D1, D2)
-            load_parts(tv_desc, tv2_desc, b, h, step * 64, bar, kv_smem, kv_smem2, 2 * slot + 1, D1, D2)
-            count += 1
-
-
-@gluon.jit
-def _row_sums(
-    O, TO, REST, o_n, smem, tile, rows, N_Q, FIRST: gl.constexpr, HEAD: gl.constexpr, WIDTH: gl.constexpr,
-    HAS_REST: gl.constexpr,
-):  # fmt: skip
-    """rowsum(dto*o) and rowsum(do*o) + rowsum(dto*to) over the columns FIRST.. of 64 rows."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
-    row = gl.convert_layout(rows, gl.SliceLayout(1, layout))
-    columns = FIRST + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))[None, :]
-    # Strides come divided by 8, so that the compiler knows that rows are 16-byte aligned.
-    at = row[:, None] * (o_n * 8) + columns
-    inside = (row[:, None] < N_Q) & (columns < HEAD)
-    o = gl.load(O + at, mask=inside, other=0.0).to(gl.float32)
-    to = gl.load(TO + at, mask=inside, other=0.0).to(gl.float32)
-    if HAS_REST:
-        rest = REST + row[:, None] * (2 * HEAD) + columns
-        o += gl.load(rest, mask=inside, other=0.0).to(gl.float32) * (1 / REST_SCALE)
-        to += gl.load(rest + HEAD, mask=inside, other=0.0).to(gl.float32) * (1 / REST_SCALE)
-    dto = smem.index(tile + 2).reshape([64, WIDTH]).load(layout).to(gl.float32)
-    do = smem.index(tile + 3).reshape([64, WIDTH]).load(layout).to(gl.float32)
-    target: gl.constexpr = rows.type.layout
-    d1 = gl.convert_layout(gl.sum(dto * o, 1), target)
-    return d1, gl.convert_layout(gl.sum(do * o, 1) + gl.sum(dto * to, 1), target)
 
 
 @gluon.jit
@@ -112,28 +47,30 @@ def _consume(
     zero = gl.full([64, 64], 0.0, gl.float32, layout)
     count = 0
     turn = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        bh = tile // blocks
+    whole = whole_tiles(tiles)
+    items = whole
+    if W == 0:
+        items = 2 * tiles - whole
+    lse, mu, first, second = load_saved(
+        O, TO, LSE, MU, REST, o_b, o_h, o_n, gl.program_id(0), items, whole, blocks, H, N_Q, W, HEAD, D1, D2,
+        HAS_REST,
+    )  # fmt: skip
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        bh, m0 = place(item, whole, blocks)
+        m0 += W * 64
+        alone = item >= whole
         b = bh // H
         h = bh % H
-        m0 = tile % blocks * 128 + W * 64
         rows = m0 + gl.arange(0, 64, gl.SliceLayout(1, layout))
-        live = rows < N_Q
         buffer = turn % BUFFERS
         at = 8 * buffer + 4 * W
         mbarrier.wait(q_ready.index(buffer), (turn // BUFFERS) & 1)
-        start = (b.to(gl.int64) * o_b + h.to(gl.int64) * o_h) * 8
-        rest = REST
-        if HAS_REST:
-            rest += bh.to(gl.int64) * N_Q * (2 * HEAD)
-        d1, d2 = _row_sums(O + start, TO + start, rest, o_n, q_smem, at, rows, N_Q, 0, HEAD, D1, HAS_REST)
+        d1, d2 = row_sums(first, q_smem, at, HAS_REST)
         if D2 > 0:
-            more1, more2 = _row_sums(O + start, TO + start, rest, o_n, q_smem2, at, rows, N_Q, D1, HEAD, D2, HAS_REST)
+            more1, more2 = row_sums(second, q_smem2, at, HAS_REST)
             d1 += more1
             d2 += more2
-        source = bh.to(gl.int64) * N_Q + rows
-        lse = gl.load(LSE + source, mask=live, other=float("inf")) * LOG2E
-        mu = gl.load(MU + source, mask=live, other=0.0)
+        lse = lse * LOG2E
         stats = STATS + bh.to(gl.int64) * PADDED + rows
         gl.store(stats, lse, mask=rows < PADDED)
         gl.store(stats + PLANE, mu, mask=rows < PADDED)
@@ -151,6 +88,8 @@ def _consume(
         if HELD:
             q1 = q1.load(held)
             dto1 = dto1.load(held)
+        if BUFFERS == 2:
+            release(q_empty.index(buffer ^ 1), turn > 0)  # the results of the tile before leave through it
         for step in range(steps):
             slot = count % SLOTS
             other = (count + 1) % SLOTS
@@ -188,6 +127,8 @@ def _consume(
             dp = warpgroup_mma_wait(2 * SPLIT, [dp])
             sync_threads()
             mbarrier.arrive(empty.index(other), count=1)
+            if W == 0:
+                mbarrier.arrive(empty.index(other), count=1, pred=alone)
             ds16 = round16(widen(p16) * dp, dtype)
             dq1 = warpgroup_mma(gl.convert_layout(ds16, left1), k1, dq1, is_async=True)
             if D2 > 0:
@@ -200,18 +141,25 @@ def _consume(
                 dq1, dtq1 = warpgroup_mma_wait(0, [dq1, dtq1])
             sync_threads()
             mbarrier.arrive(empty.index(slot), count=1)
+            if W == 0:
+                mbarrier.arrive(empty.index(slot), count=1, pred=alone)
             count += 2
         # The tiles of q and tq are free now: the results leave through them.
         put_parts(dq1 * scale, dq2 * scale, q_smem, q_smem2, at, D1, D2)
+        # What the next tile needs comes meanwhile, from the L2 cache.
+        lse, mu, first, second = load_saved(
+            O, TO, LSE, MU, REST, o_b, o_h, o_n, item + gl.num_programs(0), items, whole, blocks, H, N_Q, W, HEAD,
+            D1, D2, HAS_REST,
+        )  # fmt: skip
         put_parts(dtq1 * scale, dtq2 * scale, q_smem, q_smem2, at + 1, D1, D2)
         hopper.fence_async_shared()
         sync_threads()
         store_parts(dq_desc, dq2_desc, b, h, m0, q_smem, q_smem2, at, D1, D2)
         store_parts(dtq_desc, dtq2_desc, b, h, m0, q_smem, q_smem2, at + 1, D1, D2)
-        tma.store_wait(0)
-        sync_threads()
-        mbarrier.arrive(q_empty.index(buffer), count=1)
+        if BUFFERS == 1:
+            release(q_empty.index(0), True)
         turn += 1  # noqa: SIM113
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["B", "H", "N_Q", "N_KV", "PADDED", "PLANE"])
@@ -257,9 +205,10 @@ def queries_kernel(
             (_consume, (dq_desc, dq2_desc, dtq_desc, dtq2_desc, O, TO, LSE, MU, REST, STATS, o_b, o_h, o_n, q_smem,
                         q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, scale, tiles, H, blocks, steps,
                         N_Q, N_KV, PADDED, PLANE, 1, HEAD, D1, D2, SLOTS, BUFFERS, EVEN, HELD, HAS_REST)),
-            (_produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
-                        tv_desc, tv2_desc, do_desc, do2_desc, dto_desc, dto2_desc, q_smem, q_smem2, kv_smem, kv_smem2,
-                        q_ready, q_empty, ready, empty, tiles, H, blocks, steps, D1, D2, SLOTS, BUFFERS)),
+            (produce, (q_desc, q2_desc, k_desc, k2_desc, v_desc, v2_desc, tq_desc, tq2_desc, tk_desc, tk2_desc,
+                        tv_desc, tv2_desc, do_desc, do2_desc, dto_desc, dto2_desc, O, TO, LSE, MU, REST, o_b, o_h, o_n,
+                        q_smem, q_smem2, kv_smem, kv_smem2, q_ready, q_empty, ready, empty, tiles, H, blocks, steps,
+                        N_Q, HEAD, D1, D2, SLOTS, BUFFERS, HAS_REST)),
         ],
         [4, 1],
         [240, 24],

@@ -6,7 +6,7 @@ tile has power-of-two sides. Arrays of tiles come in pairs, `x_smem` and `x_smem
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
@@ -35,6 +35,27 @@ def widen(x):
         return gl.inline_asm_elementwise(both, "=r,=r,r", [x], gl.float32, True, 2)
     else:
         return x.to(gl.float32)
+
+
+@gluon.jit
+def pack_rest(o, to):
+    """Two float32 to the two float8 of one 16-bit number: `o` in the lower half."""
+    both: gl.constexpr = (
+        "{ .reg .b16 a, b; cvt.rn.satfinite.e5m2x2.f32 a, $3, $1; cvt.rn.satfinite.e5m2x2.f32 b, $4, $2; "
+        "mov.b32 $0, {a, b}; }"
+    )
+    return gl.inline_asm_elementwise(both, "=r,r,r,r,r", [o, to], gl.int16, True, 2)
+
+
+@gluon.jit
+def unpack_rest(rest):
+    """The two float32 of `pack_rest`."""
+    both: gl.constexpr = (
+        "{ .reg .b16 a, b, x, y; .reg .b32 u, v; mov.b32 {a, b}, $4; cvt.rn.f16x2.e5m2x2 u, a; "
+        "cvt.rn.f16x2.e5m2x2 v, b; mov.b32 {x, y}, u; cvt.f32.f16 $0, x; cvt.f32.f16 $2, y; "
+        "mov.b32 {x, y}, v; cvt.f32.f16 $1, x; cvt.f32.f16 $3, y; }"
+    )
+    return gl.inline_asm_elementwise(both, "=r,=r,=r,=r,r", [rest], (gl.float32, gl.float32), True, 2)
 
 
 @gluon.jit
@@ -83,3 +104,11 @@ def store_parts(desc, desc2, b, h, row, smem, smem2, tile, D1: gl.constexpr, D2:
     tma.async_copy_shared_to_global(desc, [b, h, row, 0], smem.index(tile))
     if D2 > 0:
         tma.async_copy_shared_to_global(desc2, [b, h, row, D1], smem2.index(tile))
+
+
+@gluon.jit
+def release(empty, pred):
+    """Give a buffer back to the warp that loads into it, once the copies of `store_parts` have read it."""
+    tma.store_wait(0)
+    sync_threads()
+    mbarrier.arrive(empty, count=1, pred=pred)

@@ -165,7 +165,7 @@ def forward(
             n_kv,
             D=D, D1=d1, D2=d2, BM=c.BM, BN=c.BN, HAS_TQ=tq is not None, HAS_TK=tk is not None,
             HAS_TV=tv is not None, HAS_LENGTHS=kv_lengths is not None, CAUSAL=causal, EVEN_KV=n_kv % c.BN == 0,
-            VEC=vec, PRECISION=precision, HAS_REST=rest.shape[-1] > 0, num_warps=c.num_warps, num_stages=c.num_stages,
+            VEC=vec, PRECISION=precision, HAS_REST=rest.shape[3] > 0, num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
 
     table = _FLOAT32 if q.dtype == torch.float32 else _FORWARD
@@ -199,7 +199,7 @@ def backward(
     vec, precision = _vec(*inputs, *grads, o, to), _precision(q)
     deltas_kernel[(triton.cdiv(n_q, 64) * B * H,)](
         o, to, as_float8(rest), do, dto, row_d1, row_d2, *_strides(vec, o, to, do, dto), H, n_q,
-        D=D, WIDTH=triton.next_power_of_2(D), BM=64, VEC=vec, HAS_REST=rest.shape[-1] > 0,
+        D=D, WIDTH=triton.next_power_of_2(D), BM=64, VEC=vec, HAS_REST=rest.shape[3] > 0,
     )  # fmt: skip
     flags = {
         "D": D, "D1": d1, "D2": d2, "HAS_TQ": tq is not None, "HAS_TK": tk is not None, "HAS_TV": tv is not None,

@@ -37,9 +37,9 @@ def deltas_kernel(
     if HAS_REST:
         columns = tl.arange(0, WIDTH)
         inside = live[:, None] & (columns[None, :] < D)
-        rest = REST + row[:, None] * (2 * D) + columns[None, :]
+        rest = REST + row[:, None] * (2 * D) + columns[None, :] * 2
         o += tl.load(rest, mask=inside, other=0.0).to(tl.float32) * (1 / REST_SCALE)
-        to += tl.load(rest + D, mask=inside, other=0.0).to(tl.float32) * (1 / REST_SCALE)
+        to += tl.load(rest + 1, mask=inside, other=0.0).to(tl.float32) * (1 / REST_SCALE)
     tl.store(D1_OUT + row, tl.sum(dto * o, 1), mask=live)
     tl.store(D2_OUT + row, tl.sum(do * o, 1) + tl.sum(dto * to, 1), mask=live)
 

@@ -64,12 +64,12 @@ def store_rest(
     REST, row, valid, x, y, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
     dtype: tl.constexpr,
 ):  # fmt: skip
-    """What rounding o and to to `dtype` drops."""
+    """What rounding o and to to `dtype` drops, the two of a column side by side."""
     columns = FIRST + tl.arange(0, WIDTH)
     inside = valid[:, None] & (columns[None, :] < D)
-    at = REST + row[:, None] * (2 * D) + columns[None, :]
+    at = REST + row[:, None] * (2 * D) + columns[None, :] * 2
     tl.store(at, ((x - x.to(dtype).to(tl.float32)) * REST_SCALE).to(tl.float8e5), mask=inside)
-    tl.store(at + D, ((y - y.to(dtype).to(tl.float32)) * REST_SCALE).to(tl.float8e5), mask=inside)
+    tl.store(at + 1, ((y - y.to(dtype).to(tl.float32)) * REST_SCALE).to(tl.float8e5), mask=inside)
 
 
 @triton.jit
