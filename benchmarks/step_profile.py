@@ -117,13 +117,14 @@ QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 @contextlib.contextmanager
 def clocks() -> collections.abc.Iterator[None]:
-    """Print the medians and ranges of clocks, power and temperature, as nvidia-smi reads them ten times a second."""
+    """Print the medians and ranges of clocks, power and temperature, as nvidia-smi reads them ten times a second. It
+    counts all GPUs of the host, whatever CUDA_VISIBLE_DEVICES says: so the one that computes is named by its UUID."""
     command = [
         "nvidia-smi",
         f"--query-gpu={','.join(QUERY)}",
         "--format=csv,noheader,nounits",
         "-i",
-        "0",
+        f"GPU-{str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid).removeprefix('GPU-')}",
         "-lms",
         "100",
     ]

@@ -76,6 +76,20 @@ def test_a_recorded_sampler_says_that_it_needs_a_gpu() -> None:
         RecordedSampler(random_flow(CASE, torch.device("cpu")), 4)
 
 
+def test_a_recorded_sampler_says_what_it_was_recorded_for() -> None:
+    """What a call checks before it replays, without the recording."""
+    sampler = RecordedSampler.__new__(RecordedSampler)
+    sampler.flow = random_flow(CASE, torch.device("cpu"))
+    sampler.noise, sampler.label = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1])
+    sampler._check(sampler.noise, sampler.label)
+    with pytest.raises(ValueError, match="recorded for batches of 4, got 3"):
+        sampler._check(sampler.noise[:3], sampler.label[:3])
+    with pytest.raises(ValueError, match="labels must be"):
+        sampler._check(sampler.noise, sampler.label + 9)
+    with pytest.raises(ValueError, match=r"label must have shape \[4\]"):
+        sampler._check(sampler.noise, sampler.label.to("meta")[:1])
+
+
 def test_what_draws_something_else_is_no_row() -> None:
     jump = torch.randn(3, 4)
     _require_same(jump * 1.01, jump, "graph", 3)

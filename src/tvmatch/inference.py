@@ -105,12 +105,17 @@ class RecordedSampler:
 
     def __call__(self, noise: Tensor, label: Tensor) -> Tensor:
         """Noise [B, ...] and classes [B] (-1: none) -> samples, which the next call overwrites."""
-        if label.device.type == "cpu":
-            check_labels(label, self.flow.network.num_classes, len(self.label))
-        if noise.shape != self.noise.shape:
-            check_data(noise, self.flow.network.data_shape)
-            raise ValueError(f"this sampler was recorded for batches of {len(self.noise)}, got {len(noise)}.")
+        self._check(noise, label)
         self.noise.copy_(noise)
         self.label.copy_(label)
         self.graph.replay()
         return self.drawn
+
+    def _check(self, noise: Tensor, label: Tensor) -> None:
+        if noise.shape != self.noise.shape:
+            check_data(noise, self.flow.network.data_shape)
+            raise ValueError(f"this sampler was recorded for batches of {len(self.noise)}, got {len(noise)}.")
+        if label.device.type == "cpu":
+            check_labels(label, self.flow.network.num_classes, len(self.label))
+        elif label.shape != self.label.shape:  # what `copy_` would spread over the batch
+            raise ValueError(f"label must have shape [{len(self.label)}], got {list(label.shape)}.")

@@ -62,7 +62,8 @@ class Block(PairModule):
     def body(self, x: Tensor, gate: Tensor, update: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
         dtype = self.attention.qkv.compute_dtype
-        x, h = add_norm_modulate(x, shift_a, scale_a, gate, update, dtype=dtype, norm=self.norm)
+        # the block before has kept x as the sum of its second norm
+        x, h = add_norm_modulate(x, shift_a, scale_a, gate, update, dtype=dtype, norm=self.norm, again=True)
         x, h = add_norm_modulate(x, shift_m, scale_m, gate_a, self.attention(h), dtype=dtype, norm=self.norm)
         return x, alone(gate_m), self.mlp(h)
 

@@ -209,11 +209,13 @@ def add_norm_modulate(
     update: Tensor | None = None,
     dtype: torch.dtype | None = None,
     norm: Norm = "rms",
+    again: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The residual stream y = x + gate update (without both: x), and norm(y) (1 + scale) + shift in `dtype` (x's).
 
-    x, update: [B, N, C]; shift, scale, gate: [B, 1, C]; plain or dual. The fused kernels know the RMS norm only; the
-    other is always computed plainly.
+    x, update: [B, N, C]; shift, scale, gate: [B, 1, C]; plain or dual. `again`: a norm before has kept x, so that the
+    backward may add the update again instead of keeping y too. The fused kernels know the RMS norm only; the other is
+    always computed plainly.
     """
     inputs = (x, shift, scale) if gate is None else (x, shift, scale, gate, update)
     primals, tangents = zip(*(forward_ad.unpack_dual(part) for part in inputs), strict=True)
@@ -222,9 +224,9 @@ def add_norm_modulate(
         h = modulate(NORMS[norm](y), shift, scale)
         return y, h if dtype is None else h.to(dtype)
     if all(tangent is None for tangent in tangents):
-        return modulated_norm.add_norm_modulate(primals, (), EPS, dtype or x.dtype)
+        return modulated_norm.add_norm_modulate(primals, (), EPS, dtype or x.dtype, again)
     tangents = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True))
-    y, h, ty, th = modulated_norm.add_norm_modulate(primals, tangents, EPS, dtype or x.dtype)
+    y, h, ty, th = modulated_norm.add_norm_modulate(primals, tangents, EPS, dtype or x.dtype, again)
     return forward_ad.make_dual(y, ty), forward_ad.make_dual(h, th)
 
 

@@ -31,7 +31,8 @@ class FinalLayer(PairModule):
         self.linear = Linear(size, token_size)
 
     def body(self, x: Tensor, gate: Tensor, update: Tensor, c: Tensor) -> Tensor:
-        return self.linear(add_norm_modulate(x, *self.modulation(c), gate, update, norm=self.norm)[1])
+        modulation = self.modulation(c)
+        return self.linear(add_norm_modulate(x, *modulation, gate, update, norm=self.norm, again=True)[1])
 
 
 class ModulatedNetwork(Network):

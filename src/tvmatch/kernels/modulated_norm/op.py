@@ -19,13 +19,16 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "modulated_norm_backward(Tensor[] saved, Tensor[] tangents, Tensor?[] gradients, float eps) -> Tensor[]",
+    "modulated_norm_backward(Tensor[] saved, Tensor[] tangents, Tensor?[] gradients, float eps, bool again) "
+    "-> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 MAX_SIZE = 8192  # a row lives in the registers of one program
-FORWARD_ROWS = 4  # rows of one program, one or a few at a time
+FORWARD_ROWS = 4  # rows of one program, at least, one or a few at a time
 BACKWARD_ROWS = 16  # so many that the sums for the modulation, one a program, are little to write
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 8192, 2048  # where there would be more, each takes more rows of its sample
+AGAIN_SIZE = 1024  # rows so wide have registers left to compute a sum again: not with tangents (72 bytes spilled)
 
 
 class _Tile(NamedTuple):
@@ -44,13 +47,22 @@ def _tile(size: int) -> _Tile:
     return _Tile(head, tail, max(1, 256 // head), min(16, max(1, head // 256)), 3 if head >= 1024 else 2)
 
 
+def _rows_of_a_program(least: int, programs: int, batch: int, tokens: int) -> int:
+    """`least`, doubled while `programs` are left: the modulation of a sample is then read, and its gradient written,
+    fewer times."""
+    rows = least
+    while rows < tokens and batch * -(-tokens // (2 * rows)) >= programs:
+        rows *= 2
+    return rows
+
+
 def applies(x: Tensor) -> bool:
     """Whether the fused kernels take this residual stream [B, N, C]: on a GPU, float32 or 16 bits, C up to 8192."""
     return launches_triton(x) and x.dim() == 3 and x.shape[-1] <= MAX_SIZE
 
 
 def add_norm_modulate(
-    primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], eps: float, dtype: torch.dtype
+    primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], eps: float, dtype: torch.dtype, again: bool = False
 ) -> tuple[Tensor, ...]:
     """y = x + gate update and h = rms(y) (1 + scale) + shift, with their tangents: (y, h) or (y, h, ty, th).
 
@@ -60,23 +72,31 @@ def add_norm_modulate(
         tangents: one for each primal, or none at all.
         eps: added to the mean square.
         dtype: of h and th; y and ty have x's.
+        again: another norm has kept x as its y. Without tangents, and where registers are left, x is then kept here
+            too, and the backward computes y again from what it reads anyway: one tensor less in memory.
     """
     if len(primals) not in (3, 5) or len(tangents) not in (0, len(primals)):
         raise ValueError(f"expected 3 or 5 primals and as many tangents or none, got {len(primals)}, {len(tangents)}.")
-    return _ModulatedNorm.apply(eps, dtype, len(primals), *primals, *tangents)
+    if again and len(primals) != 5:
+        raise ValueError("again=True computes x + gate update again, but no gate and update were given.")
+    again = again and not tangents and primals[0].shape[-1] >= AGAIN_SIZE
+    return _ModulatedNorm.apply(eps, dtype, again, len(primals), *primals, *tangents)
 
 
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, eps: float, dtype: torch.dtype, count: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: FunctionCtx, eps: float, dtype: torch.dtype, again: bool, count: int, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         primals, tangents = list(inputs[:count]), list(inputs[count:])
         outputs = torch.ops.tvmatch.modulated_norm(primals, tangents, eps, dtype)
         if count == 3:  # nothing was added: the stream itself passes through
             outputs = (
                 [primals[0], outputs[0]] if len(tangents) == 0 else [primals[0], outputs[0], tangents[0], outputs[1]]
             )
-        ctx.save_for_backward(outputs[0], *primals[2:], *((outputs[2], *tangents[2:]) if len(tangents) > 0 else ()))
-        ctx.eps, ctx.dtype, ctx.count, ctx.pair = eps, dtype, count, len(tangents) > 0
+        stream = primals[0] if again else outputs[0]
+        ctx.save_for_backward(stream, *primals[2:], *((outputs[2], *tangents[2:]) if len(tangents) > 0 else ()))
+        ctx.eps, ctx.dtype, ctx.again, ctx.count, ctx.pair = eps, dtype, again, count, len(tangents) > 0
         ctx.set_materialize_grads(False)  # behind the last norm the stream does not go on: no zeros need be written
         return tuple(outputs)
 
@@ -91,7 +111,9 @@ class _ModulatedNorm(torch.autograd.Function):
             for number, gradient in enumerate(gradients)
         ]
         half = len(saved) // 2 if pair else len(saved)
-        results = torch.ops.tvmatch.modulated_norm_backward(list(saved[:half]), list(saved[half:]), gradients, ctx.eps)
+        results = torch.ops.tvmatch.modulated_norm_backward(
+            list(saved[:half]), list(saved[half:]), gradients, ctx.eps, ctx.again
+        )
         streams, sums = results[:-1], results[-1].sum(dim=1)[:, :, None].unbind(dim=1)  # [B, 1, C] each
         kinds = len(sums) // 2 if pair else len(sums)
         sides = []
@@ -100,7 +122,7 @@ class _ModulatedNorm(torch.autograd.Function):
             # streams: gx, gtx, gupdate, gtupdate, where they exist
             g_update = [streams[(2 if pair else 1) + side]] if ctx.count == 5 else []
             sides += [streams[side], g_shift, g_scale, *g_gate, *g_update]
-        return None, None, None, *sides
+        return None, None, None, None, *sides
 
 
 def _forward(primals: list[Tensor], tangents: list[Tensor], eps: float, dtype: torch.dtype) -> list[Tensor]:
@@ -120,12 +142,13 @@ def _forward(primals: list[Tensor], tangents: list[Tensor], eps: float, dtype: t
     ty, th = (outputs[2:] if add else (tx, outputs[1])) if pair else (y, h)
     batch, tokens, size = x.shape
     tile = _tile(size)
+    rows = _rows_of_a_program(FORWARD_ROWS, FORWARD_PROGRAMS, batch, tokens)
     with torch.cuda.device_of(x):
-        forward_kernel[(batch, -(-tokens // FORWARD_ROWS))](
+        forward_kernel[(batch, -(-tokens // rows))](
             x, tx, update, tupdate, gate, tgate, shift, tshift, scale, tscale, y, ty, h, th,
             *(row.stride(0) for row in (gate, tgate, shift, tshift, scale, tscale)),
             tokens, eps, SIZE=size, HEAD=tile.head, TAIL=tile.tail, ROWS=tile.rows,
-            TILES=-(-FORWARD_ROWS // tile.rows), STAGES=tile.stages, ADD=add, PAIR=pair, num_warps=tile.warps,
+            TILES=-(-rows // tile.rows), STAGES=tile.stages, ADD=add, PAIR=pair, num_warps=tile.warps,
         )  # fmt: skip
     return outputs
 
@@ -137,10 +160,12 @@ def _forward_fake(primals: list[Tensor], tangents: list[Tensor], eps: float, dty
     return one + [torch.empty_like(part) for part in one] if tangents else one
 
 
-def _backward(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float) -> list[Tensor]:
+def _backward(
+    saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float, again: bool
+) -> list[Tensor]:
     from .triton import backward_kernel
 
-    outputs = _backward_fake(saved, tangents, gradients, eps)
+    outputs = _backward_fake(saved, tangents, gradients, eps, again)
     add, pair = len(saved) == 4, bool(tangents)
     y, scale = saved[0].contiguous(), _rows(saved[1])
     gate, update = (_rows(saved[2]), saved[3].contiguous()) if add else (scale, y)
@@ -161,23 +186,27 @@ def _backward(saved: list[Tensor], tangents: list[Tensor], gradients: list[Tenso
             y, ty, update, tupdate, gate, tgate, scale, tscale, gy, gty, gh, gth, gx, gtx, gupdate, gtupdate, sums,
             *(row.stride(0) for row in (gate, tgate, scale, tscale)),
             tokens, eps, SIZE=size, HEAD=tile.head, TAIL=tile.tail, ROWS=tile.rows,
-            TILES=-(-BACKWARD_ROWS // tile.rows), STAGES=tile.stages, ADD=add, PAIR=pair, ONWARD=onward,
-            num_warps=tile.warps,
+            TILES=-(-_backward_rows(batch, tokens) // tile.rows), STAGES=tile.stages,
+            ADD=add, PAIR=pair, ONWARD=onward, AGAIN=again, num_warps=tile.warps,
         )  # fmt: skip
     return outputs
 
 
 def _backward_fake(
-    saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float
+    saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float, again: bool
 ) -> list[Tensor]:
     y, sides = saved[0], 2 if tangents else 1
     streams = [torch.empty_like(y, memory_format=torch.contiguous_format) for _ in range(sides)]
     if len(saved) == 4:
         streams += [torch.empty_like(saved[3], memory_format=torch.contiguous_format) for _ in range(sides)]
     batch, tokens, size = y.shape
-    chunks = -(-tokens // BACKWARD_ROWS)
+    chunks = -(-tokens // _backward_rows(batch, tokens))
     kinds = (3 if len(saved) == 4 else 2) * sides
     return [*streams, y.new_empty((batch, chunks, kinds, size), dtype=torch.float32)]
+
+
+def _backward_rows(batch: int, tokens: int) -> int:
+    return _rows_of_a_program(BACKWARD_ROWS, BACKWARD_PROGRAMS, batch, tokens)
 
 
 def _rows(modulation: Tensor) -> Tensor:

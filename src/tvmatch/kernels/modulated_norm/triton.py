@@ -136,8 +136,9 @@ def forward_kernel(
 
 
 @triton.jit
-def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfactor, ADD, PAIR, ONWARD):
-    """One part of the rows, with the five sums that the gradient of the norm needs (see `backward_kernel`)."""
+def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfactor, gate_row, ADD, PAIR, ONWARD, AGAIN):
+    """One part of the rows, with the five sums that the gradient of the norm needs (see `backward_kernel`). AGAIN (not
+    with PAIR): y is what there was before the update, which is added here as in the forward."""
     value = _row(y, mask)
     g_h = _row(gh, mask)
     g_y = tl.zeros_like(value)
@@ -157,6 +158,8 @@ def _backward_read(y, ty, gh, gth, gy, gty, update, tupdate, mask, factor, tfact
         step = _row(update, mask)
         if PAIR:
             tstep = _row(tupdate, mask)
+    if AGAIN:
+        value += gate_row * step
     g_unit = g_h * factor
     if PAIR:
         g_unit += g_th * tfactor
@@ -228,8 +231,10 @@ def backward_kernel(
     tokens, eps,
     SIZE: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
     STAGES: tl.constexpr, ADD: tl.constexpr, PAIR: tl.constexpr, ONWARD: tl.constexpr,
+    AGAIN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of `forward_kernel`; gy, gty are those that reach the residual stream behind it, where it goes on.
+    With AGAIN y is given as x, to which the update is added first; not with PAIR.
 
     With u = r y = rms(y), m = mean(u ty), q = mean(g_tu u), p = mean(g_tu ty):
         g_ty += r (g_tu - q u),   g_y += r (g_u - r m g_tu - r q ty - (mean(g_u u) + r p - 3 r m q) u).
@@ -269,14 +274,14 @@ def backward_kernel(
         mask = inside & (token < tokens)
         value, tangent, g_h, g_th, g_y, g_ty, step, tstep, square, m, q, p, dot = _backward_read(
             y + at, ty + at, gh + at, gth + at, gy + at, gty + at, update + at, tupdate + at,
-            mask, factor, tfactor, ADD, PAIR, ONWARD,
+            mask, factor, tfactor, gate_row, ADD, PAIR, ONWARD, AGAIN,
         )  # fmt: skip
         if TAIL > 0:
             bt = row + b
             mask2 = inside2 & (token < tokens)
             value2, tangent2, g_h2, g_th2, g_y2, g_ty2, step2, tstep2, square2, m2, q2, p2, dot2 = _backward_read(
                 y + bt, ty + bt, gh + bt, gth + bt, gy + bt, gty + bt, update + bt, tupdate + bt,
-                mask2, factor2, tfactor2, ADD, PAIR, ONWARD,
+                mask2, factor2, tfactor2, gate_row2, ADD, PAIR, ONWARD, AGAIN,
             )  # fmt: skip
             square += square2
             m += m2
