@@ -55,11 +55,13 @@ def formula(x: Tensor, shift: Tensor, scale: Tensor, *update: Tensor) -> tuple[T
 
 
 @pytest.mark.parametrize("size", [16, 48, 144])  # one part, two parts, a padded second part
-@pytest.mark.parametrize(("add", "again"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize(
+    ("add", "again", "pair"),
+    [(False, False, False), (False, False, True), (True, False, False), (True, False, True), (True, True, False)],
+)
 def test_modulated_norm(monkeypatch: pytest.MonkeyPatch, size: int, add: bool, again: bool, pair: bool) -> None:
-    if again:  # as wide rows do it, and with many rows to a program
-        monkeypatch.setattr(modulated_norm_op, "AGAIN_SIZE", 1)
+    monkeypatch.setattr(modulated_norm_op, "AGAIN_SIZE", 1)
+    if size == 48:  # with many rows to a program
         monkeypatch.setattr(modulated_norm_op, "FORWARD_PROGRAMS", 2)
         monkeypatch.setattr(modulated_norm_op, "BACKWARD_PROGRAMS", 2)
     tokens = 19  # no multiple of the rows of a program
