@@ -87,6 +87,7 @@ def main() -> None:
 
 def make_step(options: argparse.Namespace, device: torch.device) -> collections.abc.Callable[[int], None]:
     """The loop's own step on random data."""
+    torch.set_float32_matmul_precision("high")  # as `tvmatch.training.engine.outer_products` does
     torch.manual_seed(0)
     with device:
         shape = network_config(options.network, options.image_size, options.channels, options.classes)

@@ -10,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.test_flow_map import GaussianNetwork
 from tvmatch.flow_map import FlowMap
 from tvmatch.objectives import TerminalVelocityMatching
-from tvmatch.training.engine import compute_dtype, prepare_network, prepare_objective, should_compile
+from tvmatch.training.config import Precision
+from tvmatch.training.engine import compute_dtype, outer_products, prepare_network, prepare_objective, should_compile
 
 
 def step(flow: FlowMap, **options: object) -> tuple[Tensor, Tensor]:
@@ -59,6 +60,23 @@ def test_choices_by_device() -> None:
     assert not should_compile("auto", cpu)
     assert should_compile("on", cpu)
     assert not should_compile("off", gpu)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "inside"),
+    [("auto", "cuda", "high"), ("bfloat16", "cpu", "highest"), ("float32", "cuda", "highest")],
+)
+def test_tf32_is_for_sixteen_bit_runs_on_a_gpu_and_put_back(precision: Precision, device: str, inside: str) -> None:
+    seen = []
+
+    def fails() -> None:
+        with outer_products(precision, torch.device(device)):
+            seen.append(torch.get_float32_matmul_precision())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert [*seen, torch.get_float32_matmul_precision()] == [inside, "highest"]
 
 
 def test_a_network_without_equal_blocks_is_refused_what_it_cannot_do() -> None:

@@ -19,7 +19,13 @@ from tvmatch.training.build import build_objective
 from tvmatch.training.config import Compile, FsdpGather, Graphs, ObjectiveName, Precision, Recompute, TrainConfig
 from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma, move_towards
-from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
+from tvmatch.training.engine import (
+    compute_dtype,
+    outer_products,
+    prepare_objective,
+    should_capture,
+    should_compile,
+)
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.step_gradient import StepGradient
 
@@ -105,6 +111,11 @@ def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -
     target's average and two evaluation averages. Every rank calls it alike and trains `case.batch` samples a step;
     images_per_second counts those of all ranks, peak_gib and mfu are of this one.
     """
+    with outer_products(case.precision, ranks.device):
+        return _measure(case, ranks, matmul, steps)
+
+
+def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[str, Any]:
     device = ranks.device
     gc.collect()  # what an earlier case left behind would count as memory of this one
     if device.type == "cuda":

@@ -28,7 +28,7 @@ from tvmatch.training.attention_probe import probe
 from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
-from tvmatch.training.engine import should_capture
+from tvmatch.training.engine import outer_products, should_capture
 from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume
 from tvmatch.training.preview import default_w, draw_preview
@@ -67,7 +67,7 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     what cannot work, `TrainingError` when more than `config.max_skipped` steps in a row are not finite, `RanksError`
     where processes differ or are gone.
     """
-    with join_ranks(config.strategy, config.device) as ranks:
+    with join_ranks(config.strategy, config.device) as ranks, outer_products(config.precision, ranks.device):
         check_shares(config, ranks)
         before = ranks.on_main(lambda: open_run(config))
         schedule = Schedule(config, 0.0 if before is None else read_header(before).get("seconds", 0.0), ranks.count)
