@@ -24,8 +24,9 @@ test-pages: $(VENV)/.installed-dev    ## the demo pages and the site, in headles
 docs: $(VENV)/.installed-dev    ## the documentation as a site, into site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
+# worksteal: a worker starts with tests that follow one another, which share kernels
 test-gpu:                       ## on a machine with a GPU, in its own environment (many cores: kernels compile in parallel)
-	PYTHONPATH=src python3 -m pytest -m gpu -n 14 --dist loadgroup
+	PYTHONPATH=src python3 -m pytest -m gpu -n 14 --dist worksteal
 
 bench-attention:                ## the kernel beside its rivals; then add --plot to draw it
 	PYTHONPATH=src:benchmarks python3 benchmarks/attention.py --json benchmarks/results/attention_gpu.json
