@@ -23,9 +23,10 @@ def move_kernel(
     program = tl.program_id(0)
     tensor = tl.load(blocks + 2 * program)
     at = tl.load(blocks + 2 * program + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < tl.load(sizes + tensor)
+    size = tl.load(sizes + tensor)
     if SKIPS:
-        inside &= tl.load(skip) == 0
+        size = tl.where(tl.load(skip) == 0, size, 0)
+    inside = at < size
     row = addresses + tensor * (1 + COUNT)
     weight = tl.load(tl.load(row).to(tl.pointer_type(tl.float32)) + at, inside)
     for number in tl.static_range(COUNT):

@@ -79,7 +79,7 @@ def add_norm_modulate(
         raise ValueError(f"expected 3 or 5 primals and as many tangents or none, got {len(primals)}, {len(tangents)}.")
     if again and len(primals) != 5:
         raise ValueError("again=True computes x + gate update again, but no gate and update were given.")
-    again = again and not tangents and primals[0].shape[-1] >= AGAIN_SIZE
+    again = again and len(tangents) == 0 and primals[0].shape[-1] >= AGAIN_SIZE
     return _ModulatedNorm.apply(eps, dtype, again, len(primals), *primals, *tangents)
 
 
