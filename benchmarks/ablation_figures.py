@@ -1,4 +1,4 @@
-"""Put what the results of ablations, bound and gradient norms say into docs/, as tables between markers.
+"""Put what the results of methods, ablations, bound and gradient norms say into docs/, as tables between markers.
 
     python benchmarks/ablation_figures.py [--from FOLDER]
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import bound
 import gradient_norms
+from methods_tables import digits_table, plane_table
 from tvmatch.ablation.report import draw, markdown, show
 from tvmatch.ablation.studies import STUDIES
 
@@ -75,6 +76,10 @@ TABLES = {  # page -> marker -> (file, table)
         "norms": ("methods_gradient_norms.json", norms_table),
     },
     "ablations.md": {"ablations": (ABLATIONS, ablation_tables)},
+    "methods.md": {
+        "plane": ("methods_2d.json", plane_table),
+        "digits": ("methods_digits.json", digits_table),
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/theory.md and docs/ablations.md are those of the committed results."""
+"""The tables of docs/theory.md, docs/ablations.md and docs/methods.md are those of the committed results."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["theory.md", "ablations.md"])
+@pytest.mark.parametrize("page", ["theory.md", "ablations.md", "methods.md"])
 def test_tables_are_those_of_the_results(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import ablation_figures
@@ -17,5 +17,5 @@ def test_tables_are_those_of_the_results(page: str, monkeypatch: pytest.MonkeyPa
     assert ablation_figures.filled(page, text) == text, "run: python benchmarks/ablation_figures.py"
     with pytest.raises(ValueError, match="must have the marker"):
         ablation_figures.filled(page, "a page without markers")
-    for name in ("ablation_figures", "bound", "gradient_norms"):
+    for name in ("ablation_figures", "bound", "gradient_norms", "methods_tables", "methods_plot"):
         sys.modules.pop(name, None)
