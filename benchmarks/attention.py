@@ -71,8 +71,8 @@ def inputs(B: int, H: int, N: int, D: int, dtype: torch.dtype = torch.bfloat16) 
 
 
 def hard_inputs(kind: str, N: int, D: int) -> list[torch.Tensor]:
-    """Inputs on which rounding and cancellation bite, in float64. With one dominant key the errors of dv and dtv are those
-    of a few hundred roundings of P, and differ by the draw: many heads, so that it averages out."""
+    """Inputs on which rounding and cancellation bite, in float64. With one dominant key the errors of dv and dtv are
+    those of a few hundred roundings of P, and differ by the draw: many heads, so that it averages out."""
     x = inputs(1, 48 if kind == "dominant key" else 2, N, D, torch.float64)
     if kind == "logits to 60":
         x[0] *= 60 / (x[0] @ x[1].mT * D**-0.5).abs().max()
