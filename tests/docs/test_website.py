@@ -24,6 +24,11 @@ def test_links_lead_to_pages_of_the_site() -> None:
     assert sources.rewritten(readme, "README.md", "index.md") == (
         "[a](kernel.md#x) ![b](images/digits.png) [c](source/tests/conftest.py.md) [d](https://x.y/z) [e](changelog.md)"
     )
+    brackets = "![w in [1, 4], and [0, 1)](images/digits.png) [a](https://x.y) [b] (c)"
+    assert sources.rewritten(brackets, "docs/kernel.md", "kernel.md") == brackets
+    assert sources.rewritten("![w in [1, 4]](docs/images/digits.png)", "README.md", "index.md") == (
+        "![w in [1, 4]](images/digits.png)"
+    )
     block = "\n```text\n[b](../README.md)\n```\n"
     page = f"[a](../tests/conftest.py#L3){block}[c](../README.md) [d](engine.md) [e](nowhere.md)"
     assert sources.rewritten(page, "docs/kernel.md", "kernel.md") == (
