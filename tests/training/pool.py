@@ -1,12 +1,13 @@
-"""Processes that stay, to as the ranks of one small run after another."""
+"""Processes that stay, to serve as the ranks of one small run after another."""
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+import torch.distributed as dist
 
 LIMIT = 60  # seconds; a rank that dies must end the others within a minute
 PATIENCE = 1000  # seconds for an answer: compiling takes minutes where others use the cores too
@@ -32,24 +33,31 @@ class Pool:
     def run(self, function: Callable[..., Any], ranks: int, *arguments: Any, **keywords: Any) -> list[Any]:
         """What the function returned on each rank; where it raised, the exception (its type's name and its message);
         None for a rank that died."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for rank in range(ranks):
-            here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
-            environment = {name: str(value) for name, value in here.items()} | {"MASTER_PORT": str(port)}
-            self.workers[rank][1].send((environment, function, arguments, keywords))
+        # this process holds the ranks' store, as torchrun's does: a port that was free just now may be taken
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        here = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
         answers = []
-        for rank in range(ranks):
-            process, connection = self.workers[rank]
-            try:
-                if not connection.poll(PATIENCE):
-                    process.kill()
-                answers.append(connection.recv())
-            except (EOFError, ConnectionResetError):
-                process.join(5)
-                answers.append(None)
+        try:
+            for rank in range(ranks):
+                environment = here | {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": True}
+                strings = {name: str(value) for name, value in environment.items()}
+                self.workers[rank][1].send((strings, function, arguments, keywords))
+            for rank in range(ranks):
+                process, connection = self.workers[rank]
+                try:
+                    if not connection.poll(PATIENCE):
+                        process.kill()
+                    answers.append(connection.recv())
+                except (EOFError, ConnectionResetError):
+                    process.join(5)
+                    answers.append(None)
+                    self.workers[rank] = self._start()
+        except BaseException:  # the time limit of a test: who still works on this run would answer in the next
+            for rank in range(ranks):
+                self.workers[rank][0].kill()
+                self.workers[rank][0].join(5)
                 self.workers[rank] = self._start()
+            raise
         return answers
 
     def close(self) -> None:
@@ -62,9 +70,9 @@ class Pool:
 def _serve(connection: Connection) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
-    import torch.distributed as dist
 
     from tests.training.support import register_tiny
+    from tvmatch.training.ranks import leave_ranks
 
     torch.set_num_threads(1)
     register_tiny()
@@ -80,5 +88,5 @@ def _serve(connection: Connection) -> None:
             traceback.print_exc()
             answer = f"{type(error).__name__}: {error}"
         if dist.is_initialized():  # after an error the program itself would end here
-            dist.destroy_process_group()
+            leave_ranks()
         connection.send(answer)

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from tvmatch.training.config import Strategy
 
 Result = TypeVar("Result")
 
+PAUSE = 0.1  # seconds for gloo's threads to put down the last exchange, see `leave_ranks`
 TIMEOUT = datetime.timedelta(minutes=30)  # of ranks that wait for each other: one may compile longer than the others
 # without the two dashes torchrun takes --run for an abbreviation of an option of its own
 HINT = "torchrun --nproc-per-node 8 -m -- tvmatch train ..."
@@ -184,10 +186,20 @@ def join_ranks(strategy: Strategy, device_name: str) -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     control, saving = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
     yield Ranks(device, strategy, rank, count, control, saving)
-    if (
-        own
-    ):  # after an error the others may be gone, and taking leave of them would wait: the end of the process does it
-        dist.destroy_process_group()
+    if own:
+        # after an error the others may be gone, and taking leave of them would wait: the end of the process does it
+        leave_ranks()
+
+
+def leave_ranks() -> None:
+    """Give up the process group.
+
+    gloo's threads put down the tensors of the last exchange a moment after it is done, holding a lock, and for that
+    some need the interpreter. Whoever destroys the group holds the interpreter and waits for that lock: without a pause
+    both can wait for ever (seen with torch 2.11 and 2.13, most with more ranks than cores).
+    """
+    time.sleep(PAUSE)
+    dist.destroy_process_group()
 
 
 def _own_gpu(device: torch.device) -> torch.device:
