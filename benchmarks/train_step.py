@@ -34,12 +34,16 @@ CASES = [
     StepCase(**XL, batch=64, recompute="selective"),
     StepCase("DiT-XL/2", 64, 4, 16, recompute="selective"),
     StepCase(**XL, batch=128, recompute="selective"),
+    StepCase(**XL, batch=64, terminal_every=2),
+    StepCase(**XL, batch=64, objective="flow-matching"),
+    StepCase("DiT-S/4", 32, 3, 1024, classes=10, terminal_every=2),
+    StepCase("DiT-S/4", 32, 3, 1024, classes=10, terminal_every=4),
 ]
 TINY = [
     StepCase("DiT-Digits/4", 8, 1, 16, objective=objective, recompute=recompute, classes=10)
     for objective in ("terminal-velocity", "flow-matching")
     for recompute in ("none", "selective", "full")
-]
+] + [StepCase("DiT-Digits/4", 8, 1, 16, classes=10, terminal_every=4)]
 
 
 def main() -> None:
@@ -93,7 +97,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
             memory = "" if row["peak_gib"] is None else f"{row['peak_gib']:6.1f} GiB"
             times = f", {row['images_per_second'] / alone:.2f} times one" if alone and strategy != "single" else ""
             say(
-                f"{row['network']:>12} {row['data']:>8} {row['objective']:>17} batch {row['batch']:<4} "
+                f"{row['network']:>12} {row['data']:>8} {row['objective']:>17}{every(row)} batch {row['batch']:<4} "
                 f"{row['policy']:>9} {way(row)} x {row['ranks']}: {row['images_per_second']:8.1f} img/s "
                 f"{row['milliseconds']:7.1f} ms {memory} mfu {row['mfu']:.2f} first step {row['compile_seconds']:.0f} s"
                 + times,
@@ -102,6 +106,11 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
             if options.json and ranks.main:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def every(row: dict) -> str:
+    """What share of a batch jumps, where it is not all of it."""
+    return f" (jumps 1/{row['terminal_every']})" if row["terminal_every"] > 1 else ""
 
 
 def way(row: dict) -> str:

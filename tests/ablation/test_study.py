@@ -75,8 +75,13 @@ def test_the_named_studies_cover_what_the_issue_asks() -> None:
     varied = {name for study in STUDIES.values() for changes in study.variants.values() for name in changes}
     assert varied == {
         "jumps", "target_ema", "boundary_at_end", "detach_jvp", "scaled", "weighted", "guidance",
-        "norm", "qk_norm", "modulation_norm", "initialisation",
+        "norm", "qk_norm", "modulation_norm", "initialisation", "terminal_every", "steps", "batch_size",
     }  # fmt: skip
+    equal = [
+        changes["steps"] * changes.get("batch_size", 128) * (4 + 7 / changes.get("terminal_every", 1))
+        for changes in STUDIES["terminal-every"].variants.values()
+    ]
+    assert equal == pytest.approx([equal[0]] * len(equal), rel=1e-3)
     assert len(STUDIES["jumps"].variants) >= 4
     assert {0.0, 0.9, 0.999} == {c["target_ema"] for c in STUDIES["target-ema"].variants.values() if c}
     with pytest.raises(ValueError, match="did you mean 'target-ema'"):

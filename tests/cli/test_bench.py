@@ -40,5 +40,7 @@ def test_bad_options_are_one_line(options: list[str], message: str, capsys: pyte
 def test_passes_are_counted_as_the_step_makes_them() -> None:
     assert forward_passes("terminal-velocity", guided=True) == 11
     assert forward_passes("terminal-velocity", guided=False) == 10
+    assert forward_passes("terminal-velocity", guided=True, terminal_every=2) == 7.5
+    assert forward_passes("terminal-velocity", guided=False, terminal_every=4) == 4.75
     assert forward_passes("flow-matching", guided=True) == 4
     assert forward_passes("flow-matching", guided=False) == 3

@@ -13,6 +13,17 @@ def test_a_fresh_network_passes(small_config: DiTConfig) -> None:
     assert verify_tangents(FlowMap(DiT(small_config))) < 0.05
 
 
+def test_the_derivative_of_some_samples_only(small_config: DiTConfig) -> None:
+    """Each way of calling the network gets the one batch size that it has in a step."""
+    network, sizes = DiT(small_config), []
+    network.register_forward_hook(
+        lambda module, args, kwargs, output: sizes.append((len(args[0]), bool(kwargs))), with_kwargs=True
+    )
+    assert verify_tangents(FlowMap(network), batch=8, every=4) < 0.05
+    assert sizes[0] == (2, True)
+    assert {size for size in sizes[1:] if not size[1]} <= {(8, False), (2, False)}
+
+
 class HalfTangent(GaussianNetwork):
     """Wrong by a factor: neither dropped nor zero, so that only the numbers can tell."""
 
@@ -49,7 +60,7 @@ def test_a_derivative_below_the_rounding_of_differences(
         network.conditioning.gap.fc2.weight.mul_(1e-4)
     flow = FlowMap(network)
     before = {name: value.clone() for name, value in flow.state_dict().items()}
-    assert probe._compare(flow, 32, probe.STEP_16, all_weights=False)[2] > probe.TOLERANCE_16
+    assert probe._compare(flow, 32, 1, probe.STEP_16, all_weights=False)[2] > probe.TOLERANCE_16
     if halved:
         right = flow.network_derivative
         monkeypatch.setattr(flow, "network_derivative", lambda *given: (0, right(*given)[1] * 0.3))

@@ -10,6 +10,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance
 from tvmatch.networks.dit import DiT
 from tvmatch.objectives import TerminalVelocityMatching
+from tvmatch.objectives.base import Part
 from tvmatch.times import Independent, Uniform
 
 
@@ -89,6 +90,55 @@ def test_each_sample_by_hand(flow: FlowMap, small_config) -> None:
         boundary = (w * flow.network(x_r, r, r, label, w) - guided).square().mean() / w**2
         torch.testing.assert_close(terms.terminal[i], terminal[0])
         torch.testing.assert_close(terms.boundary[i], boundary[0])
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_terminal_term_of_every_second_sample(flow: FlowMap, small_config, guided: bool) -> None:
+    """Each term as it is when all samples jump; and over both halves the loss comes out the same on average."""
+    target, given = target_of(flow, small_config), draws()
+    if not guided:
+        given["w"] = torch.ones_like(given["w"])
+    calls: dict[str, list[int]] = {"flow": [], "target": []}
+    for name, each in (("flow", flow), ("target", target)):
+        each.network.register_forward_hook(lambda module, args, output, name=name: calls[name].append(len(args[0])))
+    full = TerminalVelocityMatching.terms(flow, target, **given, guided=guided)
+    calls["flow"].clear(), calls["target"].clear()
+    losses = []
+    for offset in (0, 1):
+        order = torch.tensor([0, 1, 2, 3]) ^ offset
+        mine = {name: value[order] for name, value in given.items()}
+        mine |= {name: mine[name][::2] for name in ("t", "s")}
+        half = TerminalVelocityMatching.terms(flow, target, **mine, guided=guided)
+        for name, value in half._asdict().items():
+            expected = getattr(full, name)[order]
+            torch.testing.assert_close(value, expected if name == "boundary" else expected[::2])
+        losses.append(half.terminal.mean() + half.boundary.mean())
+    torch.testing.assert_close(sum(losses) / 2, full.terminal.mean() + full.boundary.mean())
+    # the derivative of 2 and the boundary of 4 samples; the target of 2 and, with guidance, of 4 more
+    assert calls == {"flow": [2, 4] * 2, "target": [6 if guided else 2] * 2}
+
+
+def test_parts_of_a_batch_choose_the_same_samples_to_jump(flow: FlowMap) -> None:
+    objective = TerminalVelocityMatching(flow, guidance=UniformGuidance(1, 2), terminal_every=2)
+    x0, label = draws(4)["x0"].repeat(2, 1, 1, 1), draws(4)["label"].repeat(2)
+    objective.seed(3)
+    whole = objective(x0, label)
+    parts = []
+    for first in (0, 4):
+        objective.seed(3)
+        parts.append(objective(x0[first : first + 4], label[first : first + 4], Part(first, 4, 8)))
+    torch.testing.assert_close(sum(part.loss for part in parts) / 2, whole.loss)
+    torch.testing.assert_close(torch.cat([part.samples[0].t for part in parts]), whole.samples[0].t)
+    assert len(whole.samples[0].t) == 4
+    with pytest.raises(ValueError, match="terminal_every=2 does not divide 3 of a batch of 8 samples"):
+        objective(x0[:3], label[:3], Part(0, 3, 8))
+
+
+def test_how_many_samples_jump_is_checked(flow: FlowMap) -> None:
+    with pytest.raises(ValueError, match="terminal_every must be at least 1"):
+        TerminalVelocityMatching(flow, terminal_every=0)
+    with pytest.raises(ValueError, match="with terminal_every=2 most samples have no s"):
+        TerminalVelocityMatching(flow, terminal_every=2, boundary_at_end=True)
 
 
 def test_a_jump_of_length_zero_has_no_terminal_loss(flow: FlowMap, small_config) -> None:

@@ -35,6 +35,18 @@ STUDIES = {
         "the gradient through the derivative dF/ds",
         {"through the JVP (paper)": {}, "JVP detached": {"detach_jvp": True}},
     ),
+    "terminal-every": Study(
+        "the terminal term of every n-th sample only, at equal arithmetic",  # 4 + 7 / n passes a step
+        {
+            "every sample (paper)": {"steps": 300},
+            "every 2nd": {"steps": 440, "terminal_every": 2},
+            "every 4th": {"steps": 574, "terminal_every": 4},
+            "every 8th": {"steps": 677, "terminal_every": 8},
+            "every sample, half the batch": {"steps": 600, "batch_size": 64},
+        },
+        task="pictures",
+        base={"target_ema": 0.95},
+    ),
     "scaled": Study(
         "the network's output multiplied by w, at w = 2",
         {"scaled (paper)": {}, "not scaled": {"scaled": False}},

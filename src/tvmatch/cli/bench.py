@@ -30,6 +30,7 @@ class BenchOptions:
     batch_size: int = 64  # samples a step
     objective: ObjectiveName = "terminal-velocity"  # whose step it is
     guidance: str = "2"  # w, as for `tvmatch train`
+    terminal_every: int = 1  # the terminal term of every n-th sample only (TVM)
     precision: Precision = "auto"  # of the blocks (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
     recompute: Recompute = "none"  # activations to compute again in the backward pass
@@ -59,10 +60,10 @@ def command(arguments: list[str]) -> int:
     matmul = matmul_tflops(device)
     print(f"{name}, torch {torch.__version__}, matrix product {matmul:.2f} TFLOP/s", file=sys.stderr)
     rows = []
-    objectives: list[tuple[ObjectiveName, str]] = [(options.objective, options.guidance)]
+    objectives: list[tuple[ObjectiveName, str, int]] = [(options.objective, options.guidance, options.terminal_every)]
     if options.objective != "flow-matching":
-        objectives.append(("flow-matching", "1"))
-    for objective, guidance in objectives:
+        objectives.append(("flow-matching", "1", 1))
+    for objective, guidance, terminal_every in objectives:
         case = StepCase(
             network=options.network,
             image_size=options.image_size,
@@ -74,6 +75,7 @@ def command(arguments: list[str]) -> int:
             precision=options.precision,
             compile=options.compile,
             classes=options.classes,
+            terminal_every=terminal_every,
         )
         rows.append(measure_step(case, Ranks(device), matmul, options.steps))
     for row in rows:

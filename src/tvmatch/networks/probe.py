@@ -18,10 +18,11 @@ STEP, TOLERANCE = 2e-2, 0.1  # in float32 curvature and rounding errors of a cen
 STEP_16, TOLERANCE_16 = 0.2, 0.5  # bfloat16 resolves differences of outputs to some tenths; a lost tangent is off by 1
 
 
-def verify_tangents(flow: FlowMap, batch: int = 4) -> float:
+def verify_tangents(flow: FlowMap, batch: int = 4, every: int = 1) -> float:
     """Compare dF/ds with a central difference; return the relative error, raise `TangentError` if it is large.
 
-    Asked with the batch size and the gradient mode of training, so that what was compiled for one serves the other.
+    Asked with the batch sizes and the gradient mode of training, so that what was compiled for one serves the other:
+    `batch` samples for values, every `every`-th of them for the derivative.
     Parameters that are zero (a fresh network's modulation and output layers, which would make every derivative zero)
     are replaced by random numbers for the length of the check and restored bit for bit. In 16 bits the derivative of
     trained weights may be smaller than what rounding does to a difference (after flow matching alone F hardly depends
@@ -30,9 +31,9 @@ def verify_tangents(flow: FlowMap, batch: int = 4) -> float:
     network = flow.network
     rounded = any(getattr(layer, "compute_dtype", None) in (torch.bfloat16, torch.float16) for layer in flow.modules())
     step, tolerance = (STEP_16, TOLERANCE_16) if rounded else (STEP, TOLERANCE)
-    slope, difference, error = _compare(flow, batch, step, all_weights=False)
+    slope, difference, error = _compare(flow, batch, every, step, all_weights=False)
     if rounded and not error <= tolerance:
-        slope, difference, error = _compare(flow, batch, step, all_weights=True)
+        slope, difference, error = _compare(flow, batch, every, step, all_weights=True)
     if not error <= tolerance:
         raise TangentError(
             f"{type(network).__name__}: dF/ds by forward mode differs from finite differences by {error:.1%} "
@@ -43,7 +44,7 @@ def verify_tangents(flow: FlowMap, batch: int = 4) -> float:
     return error
 
 
-def _compare(flow: FlowMap, batch: int, step: float, all_weights: bool) -> tuple[float, float, float]:
+def _compare(flow: FlowMap, batch: int, every: int, step: float, all_weights: bool) -> tuple[float, float, float]:
     """Norms of dF/ds by forward mode and by a central difference, and their relative distance."""
     network = flow.network
     device, dtype = next(network.parameters()).device, next(network.parameters()).dtype
@@ -55,8 +56,9 @@ def _compare(flow: FlowMap, batch: int, step: float, all_weights: bool) -> tuple
     w = torch.linspace(1.0, 2.0, batch, device=device, dtype=dtype)
     seen = flow.tangent_seen
     with _randomised(network, generator, all_weights):
-        slope = flow.network_derivative(x, t, s, label, w, Tangents(s=torch.ones_like(s)))[1].detach()
-        ahead, behind = (network(x, t, s + h, label, w).detach() for h in (step, -step))
+        some = [value[::every] for value in (x, t, s, label, w)]
+        slope = flow.network_derivative(*some, Tangents(s=torch.ones_like(some[2])))[1].detach()
+        ahead, behind = (network(x, t, s + h, label, w).detach()[::every] for h in (step, -step))
     flow.tangent_seen = seen
     difference = (ahead - behind) / (2 * step)
     return float(slope.norm()), float(difference.norm()), float((slope - difference).norm() / difference.norm())

@@ -44,13 +44,15 @@ FORWARD_PASSES: dict[ObjectiveName, int] = {  # with guidance
 }
 
 
-def forward_passes(objective: ObjectiveName, guided: bool) -> int:
+def forward_passes(objective: ObjectiveName, guided: bool, terminal_every: int = 1) -> float:
     """Forward passes of arithmetic in one step, a backward counted as two (DESIGN section 3).
 
-    TVM: JVP forward 2 and its backward 4, boundary 3, target 2. Flow matching: boundary 3, target 1. The others are in
-    the table. Without guidance nothing is asked for an unconditional velocity: one pass less.
+    TVM: JVP forward 2 and its backward 4, boundary 3, target 2, of which 7 are the terminal term's (on every n-th
+    sample only, with `terminal_every` = n). Flow matching: boundary 3, target 1. The others are in the table. Without
+    guidance nothing is asked for an unconditional velocity: one pass less.
     """
-    return FORWARD_PASSES[objective] - (0 if guided else 1)
+    left_out = 7 * (1 - 1 / terminal_every)  # of TVM; the others have no such option
+    return FORWARD_PASSES[objective] - left_out - (0 if guided else 1)
 
 
 WARM_STEPS = 5  # before anything is timed: after the launched steps, the one that is recorded, and some replays
@@ -72,6 +74,7 @@ class StepCase:
     graphs: Graphs = "auto"
     fsdp_gather: FsdpGather = "auto"
     classes: int = 1000
+    terminal_every: int = 1
 
 
 def forward_flops(case: StepCase) -> int:
@@ -121,11 +124,12 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
     if device.type == "cuda":
         torch.cuda.empty_cache()
     shape = network_config(case.network, case.image_size, case.channels, case.classes)
-    config = TrainConfig(objective=case.objective, guidance=case.guidance)
+    config = TrainConfig(objective=case.objective, guidance=case.guidance, terminal_every=case.terminal_every)
     torch.manual_seed(0)
     with device:
         flow = FlowMap(build_network(shape))
     objective = build_objective(config, flow)
+    flow.tangent_seen = case.terminal_every > 1  # as in a training run (preparing.py)
     ema = EvaluationEma(flow, config.evaluation_ema)
     prepare_objective(
         objective,
@@ -164,7 +168,8 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
     for number in range(1, warm):
         step(number)
     seconds = statistics.median(_seconds_of_each(step, range(warm, warm + steps), device))
-    passes = forward_passes(case.objective, guided=not parse_guidance(case.guidance).always_one)
+    guided = not parse_guidance(case.guidance).always_one
+    passes = forward_passes(case.objective, guided, case.terminal_every)
     flops = passes * forward_flops(case) * case.batch
     graph = gradient.graph is not None
     gradient.close()
@@ -172,6 +177,8 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
         "network": case.network,
         "data": f"{case.channels}x{case.image_size}x{case.image_size}",
         "objective": case.objective,
+        "guidance": case.guidance,
+        "terminal_every": case.terminal_every,
         "batch": case.batch,  # a GPU
         "policy": case.recompute,
         "graph": graph,

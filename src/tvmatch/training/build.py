@@ -48,6 +48,8 @@ FEW_STEP: dict[ObjectiveName, type[FewStepObjective]] = {
 
 OWN_JUMPS = (Shortcut, ConsistencyTraining, InductiveMomentMatching)  # dyadic; to s = 0; shared by groups
 
+OWN_OPTIONS = ("detach_jvp", "weighted", "boundary_at_end", "terminal_every")  # of terminal velocity matching alone
+
 NETWORK_OPTIONS = ("norm", "qk_norm", "modulation_norm", "initialisation")
 
 
@@ -77,13 +79,14 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
                 weighted=config.weighted,
                 detach_jvp=config.detach_jvp,
                 boundary_at_end=config.boundary_at_end,
+                terminal_every=config.terminal_every,
             )
         case "flow-matching":
-            _refuse(config, "jumps", "detach_jvp", "weighted", "boundary_at_end")
+            _refuse(config, "jumps", *OWN_OPTIONS)
             return FlowMatching(flow, guidance=guidance, label_dropout=config.label_dropout)
         case name if name in FEW_STEP:
             method = FEW_STEP[name]
-            _refuse(config, "detach_jvp", "weighted", "boundary_at_end", *([] if method.has_target else ["target_ema"]))
+            _refuse(config, *OWN_OPTIONS, *([] if method.has_target else ["target_ema"]))
             if method in OWN_JUMPS:
                 _refuse(config, "jumps")
                 return method(flow, guidance=guidance, label_dropout=config.label_dropout)

@@ -62,6 +62,7 @@ class TrainConfig:
     detach_jvp: bool = False  # ablation: stop the gradient through the derivative of the network
     jumps: JumpName = "auto"  # how the two ends (t, s) of a jump are drawn (auto: as in the objective's paper)
     boundary_at_end: bool = False  # ablation: boundary term at r = s, the end of the jump, not at a time r of its own
+    terminal_every: int = 1  # the terminal term of every n-th sample only, for cheaper steps (1: of all, as in the paper)
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
     steps: int = 500  # training steps in all
@@ -97,7 +98,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         parse_guidance(self.guidance)
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
+        counts = "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"
+        for name in (*counts, "terminal_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("sample_every", "warmup_steps", "weight_decay", "max_skipped", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

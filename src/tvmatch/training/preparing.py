@@ -22,12 +22,18 @@ from tvmatch.training.trained import load_run
 
 
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise `ValueError` unless every rank and micro-step gets the same number of samples."""
+    """Raise `ValueError` unless every rank and micro-step gets the same number of samples, and of jumps."""
     if config.batch_size % (ranks.count * config.accumulate):
         raise ValueError(
             f"batch_size={config.batch_size} is that of all processes together: it must be a multiple of {ranks.count} "
             f"process{'es' if ranks.count > 1 else ''} x {config.accumulate} micro-step"
             f"{'s' if config.accumulate > 1 else ''} (--accumulate)."
+        )
+    share = config.batch_size // (ranks.count * config.accumulate)
+    if share % config.terminal_every:
+        raise ValueError(
+            f"terminal_every={config.terminal_every} must divide the {share} samples that each process and micro-step "
+            f"gets of batch_size={config.batch_size}."
         )
 
 
@@ -52,7 +58,9 @@ def prepare(
     sharded = ranks.strategy == "fsdp"
     prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute, sharded)
     if objective.has_tangents:
-        verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate))
+        verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate), config.terminal_every)
+        # The check for a zero tangent would ask plainly about the samples that jump, and compile all for their number
+        flow.tangent_seen = config.terminal_every > 1
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
     recorded = should_capture(config.graphs, device, ranks.count, config.accumulate)
     module = distribute(objective, ema.flows.values(), ranks, config.fsdp_gather, recorded)
