@@ -8,8 +8,10 @@
 #
 # MINUTES (7) counts everything of the training: Python's start, compiling, both phases, saving. The first WARM minutes of
 # them train flow matching (the boundary term alone: a step is some three times cheaper), the rest starts from its
-# averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. The learning rate falls to zero over the
-# last DECAY of each phase's time. Interrupted, the same command continues; more MINUTES continue a run that is done.
+# averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. While the first phase trains, another
+# process compiles the step of the second into the caches that both share (PRECOMPILE=0: not; only where there is an NVIDIA
+# GPU). The learning rate falls to zero over the last DECAY of each phase's time. Interrupted, the same command
+# continues; more MINUTES continue a run that is done.
 #
 # Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call; the best pair then with
 # ALSO and SAMPLES in NFE calls, and that average at all of EVALUATE_W with CHOOSE. W may be a range (1:3). Figures, samples,
@@ -34,28 +36,58 @@ EMAS=${EMAS:-0.995 0.998 0.999} WARM_EMA=${WARM_EMA:-0.995} TARGET_EMA=${TARGET_
 SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-10000} ALSO=${ALSO:-20000} NFE=${NFE:-1 2 4} EVALUATE_W=${EVALUATE_W:-$W} SEEDS=${SEEDS:-0}
 STATISTICS=${STATISTICS:-$(dirname "$OUT")/cifar10_statistics.safetensors}
 EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
+PRECOMPILE=${PRECOMPILE:-$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)}
 mkdir -p "$OUT" "$RESULTS"
 
 # seconds of training wall time until now, over all interrupted attempts
 spent() { cat "$OUT/seconds" 2>/dev/null || echo 0; }
 
-phase() { # folder, minutes of this phase, options: one `tvmatch train`; its wall time is added to the file
+train() { # folder, options: one `tvmatch train`
+    local run=$1
+    shift
+    $TVMATCH train --run "$run" --data "$DATA" --network "$NETWORK" --batch-size "$BATCH" --guidance "$W" --flip \
+        --seed "$SEED" --clip-gradient 1 --log-every 20 --sample-every 0 --checkpoint-every "${CHECKPOINT:-2000}" \
+        --keep-checkpoints 1 "$@"
+}
+
+phase() { # folder, minutes of this phase, options; its wall time is added to the file
     local run=$1 minutes=$2 began=$SECONDS code=0
     shift 2
-    $TVMATCH train --run "$run" --data "$DATA" --network "$NETWORK" --batch-size "$BATCH" --guidance "$W" --flip \
-        --minutes "$minutes" --steps 10000000 --seed "$SEED" --clip-gradient 1 \
-        --log-every 20 --sample-every 0 --checkpoint-every "${CHECKPOINT:-2000}" --keep-checkpoints 1 "$@" || code=$?
+    train "$run" --minutes "$minutes" --steps 10000000 "$@" || code=$?
     echo $(($(spent) + SECONDS - began)) > "$OUT/seconds"
     return $code
 }
 
+# Compile the step of the last phase, whose options are given, once the first phase trains (and so has compiled its own).
+# What it does not get done by then the last phase does itself.
+precompile() {
+    until [[ -s $OUT/warm/metrics.jsonl ]]; do sleep 1; done
+    train "$OUT/precompile" --steps 1 "$@" > "$OUT/precompile.log" 2>&1 || true
+}
+
 if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUTES" ]]; then
-    OPTIONS=()
+    OPTIONS=(--objective "$OBJECTIVE" --learning-rate "$LR" --decay-share "$DECAY" --warmup-steps "${WARMUP_STEPS:-100}"
+        --evaluation-ema $EMAS $EXTRA)
+    [[ $OBJECTIVE == flow-matching || $OBJECTIVE == mean-flow ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
     [[ $OBJECTIVE == flow-matching || $WARM == 0 ]] || {
         [[ -f $OUT/warm/done ]] || { # the start of Python and the last save count too: some START seconds
+            BESIDE=
+            if [[ $PRECOMPILE == 1 ]]; then
+                rm -rf "$OUT/precompile"
+                precompile "${OPTIONS[@]}" &
+                BESIDE=$!
+                trap 'pkill -P $BESIDE || true; kill $BESIDE 2> /dev/null || true' EXIT
+            fi
             phase "$OUT/warm" "$(python3 -c "print(max($WARM - ${START:-12} / 60, 0.01))")" --objective flow-matching \
                 --learning-rate "$WARM_LR" --decay-share "$WARM_DECAY" --warmup-steps 200 --evaluation-ema "$WARM_EMA"
             touch "$OUT/warm/done"
+            if [[ -n $BESIDE ]]; then
+                pkill -P $BESIDE || true
+                kill $BESIDE 2> /dev/null || true
+                wait $BESIDE || true
+                trap - EXIT
+                rm -rf "$OUT/precompile"
+            fi
         }
         OPTIONS+=(--initial "$OUT/warm")
     }
@@ -63,9 +95,7 @@ if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUT
     [[ -f $OUT/minutes && -d $OUT/run && $(cut -d' ' -f1 "$OUT/minutes") == "$MINUTES" ]] ||
         echo "$MINUTES $(python3 -c "print(max($MINUTES - ($(cat "$OUT/warm_seconds" 2>/dev/null || spent) + ${START:-12}) / 60, 0.01))")" > "$OUT/minutes"
     [[ -f $OUT/warm_seconds ]] || spent > "$OUT/warm_seconds"
-    [[ $OBJECTIVE == flow-matching || $OBJECTIVE == mean-flow ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
-    phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" --objective "$OBJECTIVE" --learning-rate "$LR" \
-        --decay-share "$DECAY" --warmup-steps "${WARMUP_STEPS:-100}" --evaluation-ema $EMAS "${OPTIONS[@]}" $EXTRA
+    phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" "${OPTIONS[@]}"
     echo "$MINUTES" > "$OUT/trained"
     rm -f "$OUT/best"
     echo "trained: $(spent) s of wall time, $MINUTES minutes were given" | tee "$RESULTS/time.txt"
