@@ -39,9 +39,9 @@ class TerminalVelocityMatching(Objective):
     its own (ablation). Whether the network's output is multiplied by w is the flow map's choice
     (`FlowMap(scaled=...)`).
 
-    `terminal_every` = n matches the terminal term on every n-th sample of a batch only, the boundary term on all (1, the
-    paper's: on all). The loss has the same expectation, with more variance in its first term, which takes 7 of a
-    step's 11 passes of arithmetic: MeanFlow (arXiv 2505.13447) gives most of its samples to flow matching likewise. A
+    `terminal_every` = n matches the terminal term on every n-th sample of a batch only, the boundary term on all (1, as
+    in the paper: both on all). The loss has the same expectation, with more variance in its first term, which takes 7
+    of a step's 11 passes of arithmetic: MeanFlow (arXiv 2505.13447) gives most samples to flow matching likewise. A
     batch, and each part of it on ranks and micro-steps, must be a multiple of n.
     """
 

@@ -62,7 +62,7 @@ class TrainConfig:
     detach_jvp: bool = False  # ablation: stop the gradient through the derivative of the network
     jumps: JumpName = "auto"  # how the two ends (t, s) of a jump are drawn (auto: as in the objective's paper)
     boundary_at_end: bool = False  # ablation: boundary term at r = s, the end of the jump, not at a time r of its own
-    terminal_every: int = 1  # the terminal term of every n-th sample only, for cheaper steps (1: of all, as in the paper)
+    terminal_every: int = 1  # terminal term of every n-th sample only, for cheaper steps (1: of all, as in the paper)
     label_dropout: float = 0.1  # share of samples whose class is hidden
 
     steps: int = 500  # training steps in all
