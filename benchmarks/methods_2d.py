@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The methods side by side on points in the plane: W2 to the data of 1, 2 and 4 calls.
 
-    python benchmarks/methods_2d.py --workers 14            (11 methods and 4 variants, 3 data sets, 3 seeds: 135 runs)
+    python benchmarks/methods_2d.py --workers 14            (11 methods and 5 variants, 3 data sets, 3 seeds: 144 runs)
     python benchmarks/methods_2d.py --plot benchmarks/results/methods_2d.json
 
 Every method trains the same MLP on the same data for equal CPU time (or equal `--steps`), with the shares and times of

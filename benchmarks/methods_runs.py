@@ -36,9 +36,11 @@ class Method:
     objective: str
     target_ema: float | None = None  # None: as the command says
     plain: bool = False  # MeanFlow without its adaptive weight
+    terminal_every: int = 1  # TVM with its terminal term on every n-th sample only
 
     def build(self, flow: FlowMap, guidance: str) -> Objective:
-        objective = build_objective(TrainConfig(objective=self.objective, guidance=guidance), flow)
+        config = TrainConfig(objective=self.objective, guidance=guidance, terminal_every=self.terminal_every)
+        objective = build_objective(config, flow)
         if self.plain:
             assert isinstance(objective, MeanFlow)
             objective.power = 0.0
@@ -50,6 +52,7 @@ VARIANTS = {
     "terminal-velocity, target 0": Method("terminal-velocity", target_ema=0.0),
     "terminal-velocity, target 0.9": Method("terminal-velocity", target_ema=0.9),
     "terminal-velocity, target 0.99": Method("terminal-velocity", target_ema=0.99),
+    "terminal-velocity, every 4th": Method("terminal-velocity", terminal_every=4),
     "mean-flow, no adaptive weight": Method("mean-flow", plain=True),
 }
 
