@@ -79,7 +79,8 @@ def test_the_named_studies_cover_what_the_issue_asks() -> None:
     }  # fmt: skip
     equal = [
         changes["steps"] * changes.get("batch_size", 128) * (4 + 7 / changes.get("terminal_every", 1))
-        for changes in STUDIES["terminal-every"].variants.values()
+        for name, changes in STUDIES["terminal-every"].variants.items()
+        if name != "every 4th, no more steps"
     ]
     assert equal == pytest.approx([equal[0]] * len(equal), rel=1e-3)
     assert len(STUDIES["jumps"].variants) >= 4

@@ -43,6 +43,7 @@ STUDIES = {
             "every 4th": {"steps": 574, "terminal_every": 4},
             "every 8th": {"steps": 677, "terminal_every": 8},
             "every sample, half the batch": {"steps": 600, "batch_size": 64},
+            "every 4th, no more steps": {"steps": 300, "terminal_every": 4},
         },
         task="pictures",
         base={"target_ema": 0.95},
