@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, short_attention
+from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, modulation, short_attention
 from tvmatch.kernels.elementwise import launches_triton, two_parts
 from tvmatch.kernels.head_norm import op as head_norm_op
 from tvmatch.kernels.modulated_norm import op as modulated_norm_op
+from tvmatch.kernels.modulation import op as modulation_op
 from tvmatch.networks.dit import Block, DiTConfig
 from tvmatch.networks.duals import push_forward
 from tvmatch.networks.layers import (
@@ -64,6 +65,7 @@ def test_modulated_norm(monkeypatch: pytest.MonkeyPatch, size: int, add: bool, a
     if size == 48:  # with many rows to a program
         monkeypatch.setattr(modulated_norm_op, "FORWARD_PROGRAMS", 2)
         monkeypatch.setattr(modulated_norm_op, "BACKWARD_PROGRAMS", 2)
+        monkeypatch.setattr(modulated_norm_op, "PAIR_PROGRAMS", 2)
     tokens = 19  # no multiple of the rows of a program
     shapes = [(2, tokens, size), (2, 1, size), (2, 1, size), (2, 1, size), (2, tokens, size)][: 5 if add else 3]
     primals, tangents = [random(*s) for s in shapes], [random(*s) for s in shapes]
@@ -85,6 +87,28 @@ def test_modulated_norm(monkeypatch: pytest.MonkeyPatch, size: int, add: bool, a
         ours_gradients = torch.autograd.grad(weighted_sum(weights[used], ours[used]), ours_in, **graph)
         compared = [(a, b) for a, b in zip(ours_gradients, gradients, strict=True) if b.any() or a.any()]
         assert max(relative_errors(*zip(*compared, strict=True))) < 2e-6
+
+
+@pytest.mark.parametrize("pair", [True, False])
+@pytest.mark.parametrize(("count", "size"), [(6, 48), (2, 144)])
+def test_normalised_chunks(count: int, size: int, pair: bool) -> None:
+    inputs = [random(3, count * size), random(3, count * size)][: 2 if pair else 1]
+
+    def formula(m: Tensor) -> tuple[Tensor, ...]:
+        return rms_norm(m.view(3, count, 1, size)).unbind(1)
+
+    exact = sum(torch.func.jvp(formula, *[(part,) for part in inputs]), ()) if pair else formula(inputs[0])
+    ours_in = single(inputs)
+    ours = modulation.normalised_chunks(ours_in[0], ours_in[1] if pair else None, count, EPS)
+    assert max(relative_errors(ours, exact)) < 1e-6
+    assert len({result.untyped_storage().data_ptr() for result in ours}) == len(ours), "results share memory"
+    # gradients with a stride of their own between samples, one of a chunk that nothing needs, and one not in one piece
+    wide = torch.randn(len(exact), 3, 5, size, dtype=torch.float64)[:, :, 1:2].unbind(0)
+    directions = [*wide[:-1], torch.randn(3, 1, 2 * size, dtype=torch.float64)[..., ::2]]
+    used = slice(1, None)
+    gradients = torch.autograd.grad(exact[used], inputs, directions[used])
+    ours_gradients = torch.autograd.grad(ours[used], ours_in, [part.float() for part in directions[used]])
+    assert max(relative_errors(ours_gradients, gradients)) < 2e-6
 
 
 @pytest.mark.parametrize("pair", [True, False])
@@ -195,7 +219,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     def choose(yes: bool, short: bool = False) -> None:
         monkeypatch.setattr(short_attention, "applies", lambda qkv, heads: yes and short)
         monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and (h.is_cuda or dtype == torch.float32))
-        for module in (head_norm_op, modulated_norm_op):
+        for module in (head_norm_op, modulated_norm_op, modulation_op):
             monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))
 
     return choose

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import grid_positions
-from tvmatch.networks.layers import Attention, FeedForward, Modulation, Norm, add_norm_modulate, alone
+from tvmatch.networks.layers import Attention, FeedForward, Modulation, Norm, add_norm_modulate
 from tvmatch.networks.modulated import Initialisation, ModulatedNetwork, check_choices
 
 
@@ -65,7 +65,7 @@ class Block(PairModule):
         # the block before has kept x as the sum of its second norm
         x, h = add_norm_modulate(x, shift_a, scale_a, gate, update, dtype=dtype, norm=self.norm, again=True)
         x, h = add_norm_modulate(x, shift_m, scale_m, gate_a, self.attention(h), dtype=dtype, norm=self.norm)
-        return x, alone(gate_m), self.mlp(h)
+        return x, gate_m, self.mlp(h)
 
 
 class DiT(ModulatedNetwork):

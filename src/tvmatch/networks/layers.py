@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, short_attention
+from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, modulation, short_attention
 from tvmatch.kernels.dual_attention import scaled_dot_product_attention
 from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
@@ -172,7 +172,8 @@ class FeedForward(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Conditioning vector [B, C] -> `chunks` vectors [B, 1, C], each RMS-normalised (paper, section 5)."""
+    """Conditioning vector [B, C] -> `chunks` vectors [B, 1, C], each RMS-normalised (paper, section 5). The last is in
+    memory of its own: what leaves a compiled block must not be a view of what stays inside."""
 
     def __init__(self, size: int, chunks: int, normalised: bool = True) -> None:
         super().__init__()
@@ -180,15 +181,17 @@ class Modulation(nn.Module):
         self.linear = Linear(size, chunks * size)
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        m = self.linear(functional.silu(c)).view(c.shape[0], self.chunks, 1, c.shape[1])
-        m = at_least_float32(m)
-        return (rms_norm(m) if self.normalised else m).unbind(dim=1)
-
-
-def alone(vector: Tensor) -> Tensor:
-    """One of the vectors of a `Modulation`, [B, 1, C], in memory of its own: what leaves a compiled block must not be
-    a view of what stays inside."""
-    return vector.clone(memory_format=torch.contiguous_format)
+        m = self.linear(functional.silu(c))
+        primal, tangent = forward_ad.unpack_dual(m)
+        if self.normalised and modulation.applies(primal, self.chunks):
+            results = modulation.normalised_chunks(primal, tangent, self.chunks, EPS)
+            if tangent is None:
+                return results
+            pairs = zip(results[: self.chunks], results[self.chunks :], strict=True)
+            return tuple([forward_ad.make_dual(*pair) for pair in pairs])
+        m = at_least_float32(m.view(c.shape[0], self.chunks, 1, c.shape[1]))
+        *others, last = (rms_norm(m) if self.normalised else m).unbind(dim=1)
+        return *others, last.clone(memory_format=torch.contiguous_format)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

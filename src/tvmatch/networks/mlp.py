@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
-from tvmatch.networks.layers import FeedForward, Modulation, Norm, add_norm_modulate, alone
+from tvmatch.networks.layers import FeedForward, Modulation, Norm, add_norm_modulate
 from tvmatch.networks.modulated import Initialisation, ModulatedNetwork, check_choices
 
 
@@ -46,7 +46,7 @@ class MLPBlock(PairModule):
         shift, scale, gate_m = self.modulation(c)
         dtype = self.mlp.fc1.compute_dtype
         x, h = add_norm_modulate(x, shift, scale, gate, update, dtype=dtype, norm=self.norm)
-        return x, alone(gate_m), self.mlp(h)
+        return x, gate_m, self.mlp(h)
 
 
 class MLP(ModulatedNetwork):

@@ -28,6 +28,7 @@ MAX_SIZE = 8192  # a row lives in the registers of one program
 FORWARD_ROWS = 4  # rows of one program, at least, one or a few at a time
 BACKWARD_ROWS = 16  # so many that the sums for the modulation, one a program, are little to write
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 8192, 2048  # where there would be more, each takes more rows of its sample
+PAIR_PROGRAMS = 1024  # of the backward with tangents: its registers let no more run at once (8 warps of 255, 132 times)
 AGAIN_SIZE = 1024  # rows so wide have registers left to compute a sum again: not with tangents (72 bytes spilled)
 
 
@@ -114,7 +115,9 @@ class _ModulatedNorm(torch.autograd.Function):
         results = torch.ops.tvmatch.modulated_norm_backward(
             list(saved[:half]), list(saved[half:]), gradients, ctx.eps, ctx.again
         )
-        streams, sums = results[:-1], results[-1].sum(dim=1)[:, :, None].unbind(dim=1)  # [B, 1, C] each
+        streams, parts = results[:-1], results[-1]
+        # [B, 1, C] each, in one piece; where a program takes a whole sample there is nothing left to add
+        sums = (parts if parts.shape[2] == 1 else parts.sum(dim=2, keepdim=True)).unbind(dim=0)
         kinds = len(sums) // 2 if pair else len(sums)
         sides = []
         for side in range(2 if pair else 1):
@@ -126,7 +129,7 @@ class _ModulatedNorm(torch.autograd.Function):
 
 
 def _forward(primals: list[Tensor], tangents: list[Tensor], eps: float, dtype: torch.dtype) -> list[Tensor]:
-    from .triton import forward_kernel
+    from .triton_forward import forward_kernel
 
     outputs = _forward_fake(primals, tangents, eps, dtype)
     add, pair = len(primals) == 5, bool(tangents)
@@ -163,7 +166,7 @@ def _forward_fake(primals: list[Tensor], tangents: list[Tensor], eps: float, dty
 def _backward(
     saved: list[Tensor], tangents: list[Tensor], gradients: list[Tensor | None], eps: float, again: bool
 ) -> list[Tensor]:
-    from .triton import backward_kernel
+    from .triton_backward import backward_kernel
 
     outputs = _backward_fake(saved, tangents, gradients, eps, again)
     add, pair = len(saved) == 4, bool(tangents)
@@ -182,11 +185,11 @@ def _backward(
     batch, tokens, size = y.shape
     tile = _tile(size)
     with torch.cuda.device_of(y):
-        backward_kernel[(batch, sums.shape[1])](
+        backward_kernel[(batch, sums.shape[2])](
             y, ty, update, tupdate, gate, tgate, scale, tscale, gy, gty, gh, gth, gx, gtx, gupdate, gtupdate, sums,
             *(row.stride(0) for row in (gate, tgate, scale, tscale)),
             tokens, eps, SIZE=size, HEAD=tile.head, TAIL=tile.tail, ROWS=tile.rows,
-            TILES=-(-_backward_rows(batch, tokens) // tile.rows), STAGES=tile.stages,
+            TILES=-(-_backward_rows(batch, tokens, pair) // tile.rows), STAGES=tile.stages,
             ADD=add, PAIR=pair, ONWARD=onward, AGAIN=again, num_warps=tile.warps,
         )  # fmt: skip
     return outputs
@@ -200,13 +203,13 @@ def _backward_fake(
     if len(saved) == 4:
         streams += [torch.empty_like(saved[3], memory_format=torch.contiguous_format) for _ in range(sides)]
     batch, tokens, size = y.shape
-    chunks = -(-tokens // _backward_rows(batch, tokens))
+    chunks = -(-tokens // _backward_rows(batch, tokens, bool(tangents)))
     kinds = (3 if len(saved) == 4 else 2) * sides
-    return [*streams, y.new_empty((batch, chunks, kinds, size), dtype=torch.float32)]
+    return [*streams, y.new_empty((kinds, batch, chunks, size), dtype=torch.float32)]
 
 
-def _backward_rows(batch: int, tokens: int) -> int:
-    return _rows_of_a_program(BACKWARD_ROWS, BACKWARD_PROGRAMS, batch, tokens)
+def _backward_rows(batch: int, tokens: int, pair: bool) -> int:
+    return _rows_of_a_program(BACKWARD_ROWS, PAIR_PROGRAMS if pair else BACKWARD_PROGRAMS, batch, tokens)
 
 
 def _rows(modulation: Tensor) -> Tensor:
