@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import assert_one_line, tvmatch
+from tests.metrics.networks import save_small
 
 
 def test_prints_a_table_and_writes_json(run: Path, capsys: pytest.CaptureFixture) -> None:
@@ -11,6 +12,10 @@ def test_prints_a_table_and_writes_json(run: Path, capsys: pytest.CaptureFixture
     assert answer.code == 0
     values = json.loads((run / "evaluation.json").read_text())
     assert values["ema"] == 0.9
+    pins = {"step": 16, "samples": 6, "seed": 0, "method": "jump", "features": "pixels"}
+    assert {name: values[name] for name in pins} == pins
+    assert len(values["sha256"]) == 64
+    assert "6 samples give a covariance of rank 5 at most, in 192 dimensions" in answer.err
     assert values["checkpoint"].endswith("step_00000016")
     assert [(row["nfe"], row["w"]) for row in values["rows"]] == [(1, 1.5), (2, 1.5), (1, 2.0), (2, 2.0)]
     for row in values["rows"]:
@@ -32,6 +37,9 @@ def test_out_in_a_new_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--nfe", "1", "0"], "nfe must be one number of network calls or more, each at least 1; got [1, 0]"),
         (["--nfe"], "got []"),
+        (["--nfe", "1", "2", "1"], "nfe must be given without repetition; got [1, 2, 1]"),
+        (["--w", "1.5", "1.5"], "w must be given without repetition; got [1.5, 1.5]"),
+        (["--out", "file/new/x.json"], "file is a file, not a folder"),
         (["--w", "1.5", "0"], "w must be positive and finite"),
         (["--samples", "1"], "at least 2 samples, got 1"),
         (["--seeds", "-1"], "seed must be 0 to 2^63 - 1, got -1"),
@@ -53,9 +61,36 @@ def test_bad_input_in_one_line_before_any_work(
 
     monkeypatch.chdir(tmp_path)
     Path("folder.json").mkdir()
+    Path("file").touch()
     monkeypatch.setattr("tvmatch.metrics.report.draw", drawn)
     assert_one_line(tvmatch(capsys, "evaluate", run, *options), message)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert_one_line(tvmatch(capsys, "evaluate", tmp_path), "it is not a run of tvmatch")
+
+
+def test_several_processes_are_refused_where_each_would_do_the_same(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    for command in (("evaluate", run), ("sample", run), ("bench", "sample")):
+        answer = tvmatch(capsys, *command, "--out", tmp_path / "x.json")
+        assert_one_line(answer, "2 were started; leave the launcher (torchrun) out")
+
+
+def test_an_exported_file_is_measured_beside_itself(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    network, statistics, file = (
+        save_small(tmp_path / "small.pt"),
+        tmp_path / "s.safetensors",
+        tmp_path / "a.safetensors",
+    )
+    data = run.parent / "data.npz"
+    assert tvmatch(capsys, "statistics", data, statistics, "--features", network, "--size", "12").code == 0
+    assert tvmatch(capsys, "export", run, "--out", file).code == 0
+    options = ("--features", network, "--statistics", statistics, "--nfe", "1", "--samples", "20")
+    answer = tvmatch(capsys, "evaluate", file, *options)
+    assert answer.code == 0, answer.err
+    assert (tmp_path / "evaluation.json").is_file()
+    assert "no nearest training pictures are shown" in answer.err

@@ -123,6 +123,18 @@ def test_figures_of_another_checkpoint_are_left_out(run: Path, tmp_path: Path) -
         said = {"checkpoint": str(checkpoint), "ema": ema, "rows": [{"nfe": 1, "frechet": 0.5}]}
         (tmp_path / "evaluation.json").write_text(json.dumps(said))
         assert figures_of(tmp_path, trained) == ()
+    # what `evaluate --features` writes: the checkpoint with its hash, and figures that say what they depend on
+    said = {
+        "checkpoint": {"path": str(trained.checkpoint), "ema": trained.ema, "sha256": ""},
+        "features": {"file": "inception.pt"},
+        "statistics": {"data": "/home/somebody/cifar10.npz"},
+        "samples": 50,
+        "rows": [{"nfe": 1, "w": 1.5, "seeds": [0], "frechet": 12.346, "frechet_over_seeds": 0.1, "seconds": 3.0}],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(said))
+    figures = {"calls": "1", "w": "1.5", "Frechet": "12.35 ± 0.10"}
+    pins = {"features": "inception.pt", "against": "cifar10.npz", "samples": 50}
+    assert figures_of(tmp_path, trained) == (figures | pins,)
     (tmp_path / "evaluation.json").write_text("{}")
     with pytest.raises(ValueError, match="is not what `tvmatch evaluate` writes"):
         figures_of(tmp_path, trained)

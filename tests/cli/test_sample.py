@@ -90,6 +90,7 @@ def test_classes_by_name_and_number(
         (["--w", "nan"], "got nan"),
         (["--w", "inf"], "got inf"),
         (["--count", "0"], "count must be at least 1, got 0"),
+        (["--count", "1", "--class", "bee", "ant [x]"], "--count 1 pictures leave some of the 2 classes out"),
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--seed", "-1"], "seed must be 0 to 2^63 - 1, got -1"),
         (["--seed", str(2**64)], f"seed must be 0 to 2^63 - 1, got {2**64}"),

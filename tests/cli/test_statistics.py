@@ -63,6 +63,8 @@ def test_a_wrong_name_is_told_before_any_work(tmp_path: Path, capsys: pytest.Cap
         (["--seeds", "0", "1"], "without --features there is one seed, got [0, 1]"),
         (["--features", "small.pt", "--statistics", "small.pt"], "holds no statistics of `tvmatch statistics`"),
         (["--features", "small.pt", "--samples", "5"], "at least 6 samples, got 5"),
+        (["--features", "small.pt", "--nfe", "1", "1"], "calls must be given, without repetition; got [1, 1]"),
+        (["--features", "small.pt", "--w", "nan"], "w must be positive and finite"),
         (["--features", "small.pt", "--codec", "x"], "this run draws pictures, not latents"),
     ],
 )

@@ -163,3 +163,41 @@ def test_features_are_computed_in_whole_float32(tmp_path: Path) -> None:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Strange(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.layer = nn.Linear(3 * 14 * 14, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "size":
+            return self.layer(x.flatten(1))
+        if self.how == "whole":
+            return (x.flatten(1) * 10).long()
+        if self.how == "large":
+            return x.flatten(1).repeat(1, 100)
+        return x.flatten(1) - x.flatten(1).mean(0)  # what batch norm does in training mode
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("size", r"cannot take float32 pictures \[3, 3, 8, 8\] .*statistics --size"),
+        ("whole", "gave torch.int64; features are floating-point numbers"),
+        ("large", r"gave 19200 numbers a picture; a covariance of more than 16384 does not fit"),
+        ("batch", "the features of a picture change by .* with the pictures beside it. .* network.eval"),
+    ],
+)
+def test_networks_that_cannot_serve_are_named(tmp_path: Path, how: str, message: str) -> None:
+    network = FeatureNetwork(save_small(tmp_path / "strange.pt", Strange(how)), Preprocessing(8), CPU)
+    with pytest.raises(ValueError, match=message):
+        network(pictures())
+
+
+def test_weights_in_16_bits_are_widened(tmp_path: Path) -> None:
+    network = FeatureNetwork(save_small(tmp_path / "half.pt", Small().half()), Preprocessing(12), CPU)
+    features = network(pictures())
+    assert features.dtype == torch.float32
+    assert torch.allclose(features, Small().half().float()(Preprocessing(12)(pictures())), atol=1e-5)

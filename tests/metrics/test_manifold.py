@@ -81,3 +81,36 @@ def test_nearest_finds_itself_first() -> None:
 def test_too_few_are_refused() -> None:
     with pytest.raises(ValueError, match="more than 5 features of each kind, got 5"):
         manifold_figures(cloud(5, 0), cloud(20, 1))
+
+
+def test_copies_are_copies_whatever_rounding_makes_of_them() -> None:
+    """Points that coincide, far from the origin: their distances are zero, not the rounding of a product."""
+    points = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * 100 + 1000
+    real = points.repeat(3, 1)
+    assert manifold.squared_distances(real.double(), real.double()).eq(0).sum() == 4 * 9
+    figures = manifold_figures(real, real)
+    # each point has two copies: the first neighbour is at zero, the third is another point
+    assert (figures.precision, figures.recall, figures.coverage, figures.authenticity) == (1, 1, 1, 0)
+
+
+def test_samples_that_are_all_the_same() -> None:
+    real = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    same = real[:1].repeat(20, 1)
+    figures = manifold_figures(real, same)
+    assert (figures.precision, figures.recall, figures.authenticity) == (1, 1 / 20, 0)
+    figures = manifold_figures(same, same)
+    assert figures == (1, 1, 4, 1, 0)  # 20 balls hold each sample, 5 are expected
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "message"),
+    [
+        (torch.zeros(6, 3), torch.full((6, 3), torch.nan), "features must be finite"),
+        (torch.full((6, 3), torch.inf), torch.zeros(6, 3), "features must be finite"),
+        (torch.zeros(6, 3), torch.zeros(6, 4), r"features are \[N, D\] and \[M, D\], got \[6, 3\] and \[6, 4\]"),
+        (torch.zeros(5, 3), torch.zeros(9, 3), "need more than 5 features of each kind, got 5"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named(real: Tensor, generated: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        manifold_figures(real, generated)

@@ -16,7 +16,7 @@ from tvmatch.data.arrays import source_from_arrays
 from tvmatch.metrics import collecting
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
 from tvmatch.metrics.statistics import check_statistics, gather_statistics, read_statistics
-from tvmatch.training.ranks import Ranks, join_ranks
+from tvmatch.training.ranks import Ranks, RanksError, join_ranks
 
 CPU = torch.device("cpu")
 ALONE = Ranks(CPU)
@@ -80,6 +80,24 @@ def test_several_processes_give_the_same(tmp_path: Path, pool: Pool, ranks: int)
     assert several.gaussian.count == one.gaussian.count
     assert several.indices.tolist() == one.indices.tolist()
     assert torch.allclose(several.features, one.features, atol=1e-5)
+
+
+def gather_other_data(folder: Path) -> str:
+    """What each process does where each has pictures of its own under one name."""
+    with join_ranks("ddp", "cpu") as ranks:
+        source = source_from_arrays(np.full((9, 8, 8, 3), ranks.rank, np.uint8))
+        try:
+            gather_statistics(source, "pictures", network_of(folder), folder / "s.safetensors", 9, ranks)
+        except RanksError as error:
+            return str(error)
+    return "went on"
+
+
+def test_ranks_that_see_other_pictures_are_refused(tmp_path: Path, pool: Pool) -> None:
+    network_of(tmp_path)
+    answers = pool.run(gather_other_data, 2, tmp_path)
+    assert all("fingerprint" in answer and "differs from rank 0" in answer for answer in answers), answers
+    assert not (tmp_path / "s.safetensors").exists()
 
 
 def test_a_killed_pass_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

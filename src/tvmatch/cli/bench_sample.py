@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tvmatch.cli.options import check_out, parse
+from tvmatch.cli.options import check_out, check_place, parse, refuse_ranks
 
 DESCRIPTION = """Measure sampling with random weights: images a second and milliseconds a batch, launched (eager), with
 compiled blocks, recorded as a CUDA graph, with GELU inside the matrix product too (fused), and after a search among the
@@ -26,7 +26,7 @@ class BenchSampleOptions:
     classes: int = 1000
     batch_size: Annotated[tuple[int, ...], tyro.conf.arg(name="batch-size")] = (1, 64, 256)
     nfe: int = 1  # network calls a picture
-    w: float = 2.0  # guidance scale
+    w: float | None = None  # guidance scale (default: 2, or 1 without classes)
     modes: tuple[
         Literal["eager", "compiled", "graph", "fused", "tuned"], ...
     ] = ()  # default: what the device can do, not tuned
@@ -39,19 +39,24 @@ class BenchSampleOptions:
 def command(arguments: list[str]) -> int:
     """Measure, print a line a row, write JSON."""
     options = parse(BenchSampleOptions, "bench sample", DESCRIPTION, arguments)
+    refuse_ranks("one process measures")
+    if len(set(options.batch_size)) != len(options.batch_size):
+        raise ValueError(f"batch-size must be given without repetition, got {list(options.batch_size)}.")
     if not options.batch_size or min(options.batch_size) < 1 or options.nfe < 1:
         raise ValueError(f"batch-size and nfe must be at least 1, got {list(options.batch_size)} and {options.nfe}.")
     if options.out is not None:
         check_out(options.out, (".json",))
+        check_place(options.out)
     import torch
 
     from tvmatch import __version__
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
-    from tvmatch.guidance import FixedGuidance
+    from tvmatch.guidance import check_scale
     from tvmatch.sampling_speed import MODES, RECORDED, SamplingCase, measure_sampling
 
-    FixedGuidance(options.w)  # which refuses a scale that cannot work
+    w = (2.0 if options.classes else 1.0) if options.w is None else options.w
+    check_scale(w, "inverse", options.classes)
     device = choose_device(options.device)
     possible = MODES[:-1] if device.type == "cuda" else ("eager",)
     modes = options.modes or possible
@@ -63,7 +68,7 @@ def command(arguments: list[str]) -> int:
         options.channels,
         options.classes,
         options.nfe,
-        options.w,
+        w,
         options.precision,
     )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

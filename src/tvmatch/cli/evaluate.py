@@ -1,6 +1,7 @@
 """`tvmatch evaluate RUN`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tvmatch.cli.options import check_out, check_seed, parse, warn
+from tvmatch.cli.options import check_out, check_place, check_seed, parse, refuse_ranks, warn
 
 DESCRIPTION = """Measure the samples of a trained run against its training data.
 
@@ -34,9 +35,11 @@ class EvaluateOptions:
     seeds: tuple[int, ...] = (0,)  # of the noise; several give error bars (with --features)
     method: Literal["jump", "euler", "consistency"] | None = None  # default: what the objective teaches
     ema: float | None = None  # which averaged weights, by decay (default: the slowest)
-    out: Path | None = None  # JSON with the figures (default: RUN/evaluation.json); with --features a folder beside it
+    # JSON with the figures (default: evaluation.json in RUN, or beside the file); with --features a folder beside it
+    out: Path | None = None
     batch_size: int = 500  # pictures at once (with --features)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the blocks (with --features; auto: as in training)
+    # of the blocks (with --features; auto: bfloat16 on a GPU)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     codec: str | None = None  # of a model of latents, if it has moved (with --features)
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
@@ -46,8 +49,9 @@ def command(arguments: list[str]) -> int:
     options = parse(EvaluateOptions, "evaluate", DESCRIPTION, arguments)
     for seed in options.seeds:
         check_seed(seed)
-    out = options.out or options.run / "evaluation.json"
+    out = options.out or (options.run.parent if options.run.is_file() else options.run) / "evaluation.json"
     check_out(out, (".json",))
+    check_place(out)
     return _in_pixels(options, out) if options.features is None else _in_features(options, out)
 
 
@@ -83,7 +87,7 @@ def _in_features(options: EvaluateOptions, out: Path) -> int:
             if ranks.main:
                 warn("evaluate", warning)
         network = FeatureNetwork(options.features, preprocessing, ranks.device)
-        rows = evaluate(options.run, trained, network, plan, out, ranks)
+        rows = evaluate(options.run, trained, network, plan, out, ranks, lambda text: warn("evaluate", text))
     if ranks.main:
         if not (out.with_suffix("") / "tradeoff.png").is_file():
             warn("evaluate", "no plot was drawn: pip install 'tvmatch[eval]'")
@@ -94,9 +98,11 @@ def _in_features(options: EvaluateOptions, out: Path) -> int:
 def _in_pixels(options: EvaluateOptions, out: Path) -> int:
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
-    from tvmatch.metrics.report import evaluate_run
+    from tvmatch.metrics.frechet import rank_remark
+    from tvmatch.metrics.report import evaluate_run, pins_of
     from tvmatch.training.trained import load_run
 
+    refuse_ranks("without --features one process measures")
     defaults = EvaluateOptions(options.run)
     for name in ("statistics", "batch_size", "precision", "codec"):
         if getattr(options, name) != getattr(defaults, name):
@@ -110,8 +116,10 @@ def _in_pixels(options: EvaluateOptions, out: Path) -> int:
         warn("evaluate", trained.check_w(w))
     scales = options.w or (trained.w,)
     rows = evaluate_run(options.run, trained, options.nfe, scales, options.samples, options.seeds[0], options.method)
+    told = pins_of(trained, options.samples, options.seeds[0], options.method) | {"rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, json.dumps({"checkpoint": str(trained.checkpoint), "ema": trained.ema, "rows": rows}, indent=1))
+    write_text(out, json.dumps(told, indent=1) + "\n")
+    warn("evaluate", rank_remark("samples", options.samples, math.prod(trained.flow.network.data_shape)))
     _show(options, trained.step, rows, out)
     return 0
 

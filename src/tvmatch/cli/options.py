@@ -1,6 +1,7 @@
 """Options from frozen dataclasses, by tyro: one help text a field, and a hint for a misspelt option."""
 
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -89,6 +90,22 @@ def check_out(out: Path, suffixes: Sequence[str], folder: bool = False) -> None:
         raise ValueError(f"--out {out} is a folder that exists; {choices}.")
     if out.suffix == "" and out.exists():
         raise ValueError(f"--out {out} exists; {choices}.")
+
+
+def check_place(out: Path) -> None:
+    """Raise before any work is done if nothing can be written beside `out`, in a folder that may not be there yet."""
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise ValueError(f"--out {out}: {place} is a file, not a folder; choose another place.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {place} cannot be written into; choose another place.")
+
+
+def refuse_ranks(why: str) -> None:
+    """Raise under a launcher of several processes: each would do the same work and write the same file."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ValueError(f"{why}, and {count} were started; leave the launcher (torchrun) out.")
 
 
 def warn(command: str, message: str | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import tyro
 
-from tvmatch.cli.options import check_out, check_seed, parse, warn
+from tvmatch.cli.options import check_out, check_place, check_seed, parse, refuse_ranks, warn
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ def command(arguments: list[str]) -> int:
     from tvmatch.sampling import draw
     from tvmatch.training.trained import load_run
 
+    refuse_ranks("one process draws")
     for name in ("count", "nfe", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
     check_seed(options.seed)
     out = options.out or (options.run.parent if options.run.is_file() else options.run) / "drawn.png"
     check_out(out, (".png", ".npz"), folder=True)
+    check_place(out)
+    if options.count < len(options.classes):
+        raise ValueError(
+            f"--count {options.count} pictures leave some of the {len(options.classes)} classes out; raise --count."
+        )
     device = choose_device(options.device)
     trained = load_run(options.run, options.ema, device)
     if options.codec is not None and trained.latent_space is None:

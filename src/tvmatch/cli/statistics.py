@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from tvmatch.cli.options import check_out, parse
+from tvmatch.cli.options import check_out, check_place, parse
 
 DESCRIPTION = """Statistics of a data set in the features of a network, which `tvmatch evaluate` compares samples with.
 
@@ -42,6 +42,7 @@ def command(arguments: list[str]) -> int:
     from tvmatch.training.ranks import join_ranks
 
     check_out(options.out, (".safetensors",))
+    check_place(options.out)
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}.")
     preprocessing = Preprocessing(options.size, options.resize, options.mean, options.deviation)

@@ -38,7 +38,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"nfe{self.nfe}_w{self.w:g}_seed{self.seed}"
+        return f"{self.picture}_seed{self.seed}"
+
+    @property
+    def picture(self) -> str:
+        """The name without the seed. All digits of w: two scales never share a name."""
+        return f"nfe{self.nfe}_w{number(self.w)}"
+
+
+def number(value: float) -> str:
+    """As few digits as tell it from every other: 1 for 1.0, 1.5 for 1.5."""
+    return repr(float(value)).removesuffix(".0")
 
 
 @dataclass(frozen=True)
@@ -86,27 +96,26 @@ def run_cases(
     finish: Callable[[Case, dict[str, Any], Tensor], None],
 ) -> list[dict[str, Any]]:
     """A row of figures for each case. Rows lie in `folder`/rows, and those of the very same evaluation (`identity`) are
-    not computed again; an unfinished case continues.
+    not computed again; an unfinished case continues. Its seconds are those of all attempts.
 
     `finish(case, row, features)` is called on rank 0 after each new row.
     """
     rows = []
     for case in cases:
         path = folder / "rows" / f"{case.name}.json"
-        row = ranks.on_main(lambda path=path: _read_row(path, identity))
+        row = ranks.on_main(lambda path=path: read_row(path, identity))
         if row is None:
-            began = time.perf_counter()
             job = Job(case.name, samples, np.arange(samples), identity | {"case": case.name})
             with removed_when_done(folder / "unfinished" / case.name, ranks) as partial:
                 collected = collect(
                     lambda numbers, case=case: drawer(case, numbers), network, job, partial, ranks, batch_size
                 )
 
-                def measure(case: Case = case, collected: Collected = collected, path: Path = path, began=began) -> Any:
-                    drawn = time.perf_counter() - began
+                def measure(case: Case = case, collected: Collected = collected, path: Path = path) -> Any:
+                    drawn, measured = collected.seconds, time.perf_counter()
                     row = {"nfe": case.nfe, "w": case.w, "seed": case.seed}
                     row |= figures_of(collected, reference, network.device)
-                    row |= {"seconds_drawing": drawn, "seconds": time.perf_counter() - began}
+                    row |= {"seconds_drawing": drawn, "seconds": drawn + time.perf_counter() - measured}
                     finish(case, row, collected.features)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_text(path, json.dumps({"identity": identity, "row": row}, indent=1) + "\n")
@@ -137,11 +146,12 @@ def _some(features: Tensor, count: int) -> Tensor:
     return features[chosen.to(features.device)]
 
 
-def _read_row(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def read_row(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The row in a file of `run_cases`, if it is of this evaluation."""
     try:
         saved = json.loads(path.read_text())
         return saved["row"] if saved["identity"] == json.loads(json.dumps(identity)) else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

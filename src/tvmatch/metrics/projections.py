@@ -17,6 +17,10 @@ def sliced_wasserstein(first: Tensor, second: Tensor, directions: int = DIRECTIO
     """
     if first.shape != second.shape or first.dim() != 2 or not len(first):
         raise ValueError(f"two sets [N, D] of equal shape are needed, got {list(first.shape)}, {list(second.shape)}.")
+    if directions < 1:
+        raise ValueError(f"directions must be at least 1, got {directions}.")
+    if not (bool(first.isfinite().all()) and bool(second.isfinite().all())):
+        raise ValueError("features must be finite, but they hold NaN or infinity.")
     generator = torch.Generator().manual_seed(seed)
     axes = torch.randn((first.shape[1], directions), generator=generator, dtype=torch.float64)
     axes = (axes / axes.norm(dim=0)).to(first.device)

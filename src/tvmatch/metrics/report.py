@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tvmatch import __version__
 from tvmatch.data.opening import open_source
 from tvmatch.data.source import to_pictures
+from tvmatch.metrics.features import sha256_of
 from tvmatch.metrics.frechet import FeatureStatistics, frechet_distance
 from tvmatch.sampling import draw
 from tvmatch.training.checkpoint import read_header
@@ -38,6 +40,9 @@ def evaluate_run(
         raise ValueError(f"nfe must be one number of network calls or more, each at least 1; got {list(calls)}.")
     if not scales:
         raise ValueError("no guidance scale w was given.")
+    for name, values in (("nfe", calls), ("w", scales)):
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name} must be given without repetition; got {list(values)}.")
     for w in scales:
         trained.check_w(w)
     config = read_config(run)
@@ -72,6 +77,23 @@ def evaluate_run(
             row["frechet"] = frechet_distance(_pixel_statistics(pictures), real)
             rows.append(row)
     return rows
+
+
+def pins_of(trained: TrainedRun, samples: int, seed: int, method: str | None = None) -> dict[str, Any]:
+    """What rows of `evaluate_run` depend on, as JSON values."""
+    return {
+        "checkpoint": str(trained.checkpoint),
+        "sha256": sha256_of(trained.checkpoint),
+        "step": trained.step,
+        "ema": trained.ema,
+        "data": read_header(trained.checkpoint)["data"],
+        "features": "pixels" if trained.latent_space is None else "latents",
+        "samples": samples,
+        "seed": seed,
+        "method": method or trained.method,
+        "torch": torch.__version__,
+        "tvmatch": __version__,
+    }
 
 
 def _pixel_statistics(pictures: np.ndarray) -> FeatureStatistics:

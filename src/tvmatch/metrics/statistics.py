@@ -20,6 +20,8 @@ from tvmatch.metrics.frechet import FeatureStatistics
 from tvmatch.training.ranks import Ranks
 
 KEY = "tvmatch_statistics"
+TOLD = ("data", "fingerprint", "pictures", "shape", "network")  # what a file must say of itself
+IDENTITY = ("sha256", "size", "resize", "mean", "deviation")  # of the network that made it
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +109,22 @@ def read_statistics(path: Path) -> ReferenceStatistics:
             mean, covariance, features, indices = (
                 file.get_tensor(name) for name in ("mean", "covariance", "features", "indices")
             )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        missing = [name for name in TOLD if name not in provenance]
+        missing += [f"network.{name}" for name in IDENTITY if name not in provenance["network"]]
+        if missing:
+            raise ValueError(f"its provenance lacks {', '.join(missing)}")
+        gaussian = FeatureStatistics(mean.numpy(), covariance.numpy(), provenance["pictures"])
+        if features.shape != (len(indices), len(mean)) or not bool(features.isfinite().all()):
+            raise ValueError(f"its features {list(features.shape)} are not {len(indices)} finite ones of {len(mean)}")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no statistics of `tvmatch statistics` ({error}).") from error
-    gaussian = FeatureStatistics(mean.numpy(), covariance.numpy(), provenance["pictures"])
     return ReferenceStatistics(gaussian, features, indices.numpy(), provenance)
 
 
 def check_statistics(path: Path, statistics: ReferenceStatistics, network: FeatureNetwork) -> None:
     """`ValueError` unless the statistics are of this network, told by its hash, with this preprocessing."""
     theirs, ours = statistics.provenance["network"], network.identity()
-    for name in ("sha256", "size", "resize", "mean", "deviation"):
+    for name in IDENTITY:
         if theirs[name] != ours[name]:
             raise ValueError(
                 f"{path} was made with {name}={theirs[name]} of the feature network, and this is {ours[name]}. Give "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tvmatch.metrics.tradeoff import cells
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.trained import TrainedRun
 
@@ -46,12 +47,21 @@ def facts_of(run: Path, trained: TrainedRun, licence: str | None, data_licence: 
 
 
 def figures_of(run: Path, trained: TrainedRun) -> tuple[dict[str, Any], ...]:
-    """The rows of RUN/evaluation.json if they are of this checkpoint and average, else none."""
+    """The rows of RUN/evaluation.json if they are of this checkpoint and average, else none; of figures in the features
+    of a network as text, with that network's file and the data that they compare with."""
     path = run / "evaluation.json"
     try:
         said = json.loads(path.read_text("utf-8"))
-        same = (Path(said["checkpoint"]).name, said["ema"]) == (trained.checkpoint.name, trained.ema)
-        return tuple(dict(row) for row in said["rows"]) if same else ()
+        pin = said["checkpoint"]
+        in_features = isinstance(pin, dict)
+        checkpoint, ema = (pin["path"], pin["ema"]) if in_features else (pin, said["ema"])
+        if (Path(checkpoint).name, ema) != (trained.checkpoint.name, trained.ema):
+            return ()
+        if not in_features:
+            return tuple(dict(row) for row in said["rows"])
+        data, features = said["statistics"]["data"], said["features"]["file"]
+        against = {"features": features, "against": data if data.startswith("hf:") else Path(data).name}
+        return tuple({**line, **against, "samples": said["samples"]} for line in cells(said["rows"]))
     except FileNotFoundError:
         return ()
     except (KeyError, TypeError, ValueError) as error:
@@ -136,7 +146,8 @@ def _figures(facts: CardFacts) -> list[str]:
         return ["None: this checkpoint was exported before `tvmatch evaluate` had measured it."]
     columns = list(dict.fromkeys(name for row in facts.figures for name in row))
     return [
-        "As `tvmatch evaluate` measured this checkpoint, against its training data.",
+        "As `tvmatch evaluate` measured this checkpoint"
+        + ("." if "against" in columns else ", against its training data."),
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
