@@ -18,6 +18,7 @@ import torch
 import tvmatch.kernels.biased_gelu  # these imports define the operators
 import tvmatch.kernels.head_norm
 import tvmatch.kernels.modulated_norm
+import tvmatch.kernels.modulation
 import tvmatch.kernels.short_attention
 
 SHAPES = ((64, 256, 1152, 18), (1024, 64, 384, 6))  # batch, tokens, size, heads
@@ -55,44 +56,55 @@ def measure(batch: int, tokens: int, size: int, heads: int, rate: float) -> list
     shift, scale, gate, tshift, tscale, tgate = torch.randn(batch, 6, 1, size, device="cuda").unbind(1)
     primals, tangents = [x, shift, scale, gate, u], [tx, tshift, tscale, tgate, tu]
     qkv, tqkv = (torch.randn(batch, tokens, 3 * size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    weight = torch.ones(size // heads, device="cuda")
+    weights = [torch.ones(size // heads, device="cuda") for _ in range(2)]
     g = [torch.randn(batch, tokens, heads, size // heads, device="cuda", dtype=torch.bfloat16) for _ in range(6)]
     g = [part.transpose(1, 2) for part in g]
     w, tw, gw, gtw = (torch.randn(batch, tokens, 4 * size, device="cuda", dtype=torch.bfloat16) for _ in range(4))
     bias = torch.zeros(4 * size, device="cuda")
-    cases: dict[str, tuple[Callable[[], object], int]] = {  # with the number of 16-bit streams that they move
+    m, tm = (torch.randn(batch, 6 * size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    chunks = list(torch.randn(12, batch, 1, size, device="cuda").unbind())
+    cases: dict[str, tuple[Callable[[], object], float]] = {  # with the number of 16-bit streams that they move
         "norm, added, pair": (lambda: ops.modulated_norm(primals, tangents, 1e-6, torch.bfloat16), 12),
         "norm, added": (lambda: ops.modulated_norm(primals, [], 1e-6, torch.bfloat16), 6),
         "norm, pair": (lambda: ops.modulated_norm(primals[:3], tangents[:3], 1e-6, torch.bfloat16), 6),
         "norm, added, pair, backward": (
-            lambda: ops.modulated_norm_backward([x, scale, gate, u], [tx, tscale, tgate, tu], [gy, gh, gty, gth], 1e-6),
+            lambda: ops.modulated_norm_backward(
+                [x, scale, gate, u], [tx, tscale, tgate, tu], [gy, gh, gty, gth], 1e-6, False
+            ),
             18,
         ),
-        "norm, added, backward": (lambda: ops.modulated_norm_backward([x, scale, gate, u], [], [gy, gh], 1e-6), 9),
+        "norm, added, backward": (
+            lambda: ops.modulated_norm_backward([x, scale, gate, u], [], [gy, gh], 1e-6, False),
+            9,
+        ),
         "norm, pair, backward": (
-            lambda: ops.modulated_norm_backward([x, scale], [tx, tscale], [gy, gh, gty, gth], 1e-6),
+            lambda: ops.modulated_norm_backward([x, scale], [tx, tscale], [gy, gh, gty, gth], 1e-6, False),
             14,
         ),
-        "heads, pair": (lambda: ops.head_norm(qkv, tqkv, weight, weight, heads, 1e-6), 8),
-        "heads": (lambda: ops.head_norm(qkv, None, weight, weight, heads, 1e-6), 4),
-        "heads, pair, backward": (lambda: ops.head_norm_backward(qkv, tqkv, weight, weight, g, heads, 1e-6), 16),
-        "heads, backward": (lambda: ops.head_norm_backward(qkv, None, weight, weight, g[:3], heads, 1e-6), 8),
+        "heads, pair": (lambda: ops.head_norm(qkv, tqkv, weights, heads, 1e-6), 8),
+        "heads": (lambda: ops.head_norm(qkv, None, weights, heads, 1e-6), 4),
+        "heads, pair, backward": (lambda: ops.head_norm_backward(qkv, tqkv, weights, g, heads, 1e-6), 16),
+        "heads, backward": (lambda: ops.head_norm_backward(qkv, None, weights, g[:3], heads, 1e-6), 8),
         "gelu, pair": (lambda: ops.biased_gelu(w, tw, bias), 16),
         "gelu": (lambda: ops.biased_gelu(w, None, bias), 8),
         "gelu, pair, backward": (lambda: ops.biased_gelu_backward(w, tw, bias, [gw, gtw]), 24),
         "gelu, backward": (lambda: ops.biased_gelu_backward(w, None, bias, [gw]), 12),
+        # of a sample 6 rows each, not of a token; the gradients lie as the backward of the norm leaves them
+        "modulation, pair": (lambda: ops.normalised_chunks(m, tm, 6, 1e-6), 36 / tokens),
+        "modulation, pair, backward": (lambda: ops.normalised_chunks_backward(m, tm, chunks, 1e-6), 48 / tokens),
+        "modulation, backward": (lambda: ops.normalised_chunks_backward(m, None, chunks[:6], 1e-6), 24 / tokens),
     }
     if tokens <= tvmatch.kernels.short_attention.op.MAX_TOKENS:
-        short = (weight, weight, heads, 1e-6)
+        three = [bias[: 3 * size], *weights]
         cases |= {
-            "attention, pair": (lambda: ops.short_attention(qkv, tqkv, *short), 8),
-            "attention": (lambda: ops.short_attention(qkv, None, *short), 4),
+            "attention, pair": (lambda: ops.short_attention(qkv, tqkv, three, heads, 1e-6), 8),
+            "attention": (lambda: ops.short_attention(qkv, None, three, heads, 1e-6), 4),
             "attention, pair, backward": (
-                lambda: ops.short_attention_backward(qkv, tqkv, weight, weight, [gh, gth], heads, 1e-6),
+                lambda: ops.short_attention_backward(qkv, tqkv, three, [gh, gth], heads, 1e-6),
                 14,
             ),
             "attention, backward": (
-                lambda: ops.short_attention_backward(qkv, None, weight, weight, [gh], heads, 1e-6),
+                lambda: ops.short_attention_backward(qkv, None, three, [gh], heads, 1e-6),
                 7,
             ),
         }

@@ -152,16 +152,16 @@ def test_attention_of_a_packed_projection(heads: int, size: int) -> None:
 @pytest.mark.parametrize("pair", [True, False])
 @pytest.mark.parametrize(("heads", "size", "tokens"), [(2, 16, 7), (3, 24, 64), (1, 64, 17)])
 def test_short_attention(heads: int, size: int, tokens: int, pair: bool) -> None:
-    inputs = [random(2, tokens, 3 * heads * size), random(size), random(size), random(2, tokens, 3 * heads * size)]
-    inputs = inputs[: 4 if pair else 3]
-    qkv, *weights = inputs[:3]
+    shapes = [(2, tokens, 3 * heads * size), (3 * heads * size,), (size,), (size,), (2, tokens, 3 * heads * size)]
+    inputs = [random(*shape) for shape in shapes[: 5 if pair else 4]]
+    qkv, bias, *weights = inputs[:4]
 
     def formula(x: Tensor) -> Tensor:
-        return attention_of_qkv(x, *weights, heads)
+        return attention_of_qkv(x + bias, *weights, heads)
 
-    exact = torch.func.jvp(formula, (qkv,), (inputs[3],)) if pair else (formula(qkv),)
+    exact = torch.func.jvp(formula, (qkv,), (inputs[4],)) if pair else (formula(qkv),)
     ours_in = single(inputs)
-    ours = short_attention.attention_of_qkv(ours_in[0], ours_in[3] if pair else None, *ours_in[1:3], heads, EPS)
+    ours = short_attention.attention_of_qkv(ours_in[0], ours_in[4] if pair else None, *ours_in[1:4], heads, EPS)
     assert max(relative_errors(ours, exact)) < 1e-6
     directions = [torch.randn_like(r) for r in exact]
     gradients = torch.autograd.grad(weighted_sum(directions, exact), inputs)
@@ -180,12 +180,16 @@ def test_on_a_gpu_short_attention_in_16_bits(heads: int, size: int, tokens: int)
     gradients = torch.autograd.grad(weighted_sum(directions, exact), inputs)
     plain = torch.autograd.grad((directions[0] * attention_of_qkv(qkv, *weights, heads)).sum(), [qkv, *weights])
     low = [x.detach().bfloat16().requires_grad_() for x in inputs[:2]] + single(inputs[2:])
-    assert short_attention.applies(low[0], heads)
-    ours = short_attention.attention_of_qkv(*low, heads, EPS)
-    ours_gradients = torch.autograd.grad(weighted_sum(directions, ours), low)
-    (o,) = short_attention.attention_of_qkv(low[0], None, *low[2:], heads, EPS)
+    bias = torch.zeros(qkv.shape[2], device="cuda", requires_grad=True)
+    assert short_attention.applies(torch.empty(5, tokens, heads * size, device="cuda"), torch.bfloat16, heads)
+    ours = short_attention.attention_of_qkv(*low[:2], bias, *low[2:], heads, EPS)
+    *ours_gradients, g_bias = torch.autograd.grad(weighted_sum(directions, ours), [*low, bias])
+    (o,) = short_attention.attention_of_qkv(low[0], None, bias, *low[2:], heads, EPS)
     ours_plain = torch.autograd.grad((directions[0].to(o.dtype) * o).sum(), [low[0], *low[2:]])
-    errors = relative_errors((*ours, *ours_gradients, o, *ours_plain), (*exact, *gradients, exact[0], *plain))
+    ours, ours_gradients = (*ours, g_bias), tuple(ours_gradients)
+    errors = relative_errors(
+        (*ours, *ours_gradients, o, *ours_plain), (*exact, gradients[0].sum((0, 1)), *gradients, exact[0], *plain)
+    )
     others = head_norm.dual_attention_of_qkv(*low, heads, EPS)
     yardstick = relative_errors(
         (*others, *torch.autograd.grad(weighted_sum(directions, others), low)), (*exact, *gradients)
@@ -217,7 +221,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Let the layers go to the kernels (in the interpreter) or not."""
 
     def choose(yes: bool, short: bool = False) -> None:
-        monkeypatch.setattr(short_attention, "applies", lambda qkv, heads: yes and short)
+        monkeypatch.setattr(short_attention, "applies", lambda x, dtype, heads: yes and short)
         monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and (h.is_cuda or dtype == torch.float32))
         for module in (head_norm_op, modulated_norm_op, modulation_op):
             monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))

@@ -1,8 +1,8 @@
-"""What the fused elementwise operators share: where they run, how a row is cut, and a loud end to double backward."""
+"""What the fused elementwise operators share: where they run, how a row is cut, how they are defined."""
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,14 +32,25 @@ def two_parts(size: int) -> tuple[int, int]:
     return (2 * head, 0) if tail >= head else (head, tail)
 
 
-def refuse_double_backward(library: torch.library.Library, names: Iterable[str]) -> None:
-    """Let the gradient of these operators raise: they are called inside a Function that differentiates them once."""
+_libraries: list[torch.library.Library] = []  # what they define is gone with them
 
-    def backward(context: object, *gradients: object) -> None:
-        raise NotImplementedError(
-            "the fused layers have no double backward: their gradients cannot be differentiated again. Set "
-            "TVMATCH_FUSED_LAYERS=0 for PyTorch's own operations where second derivatives are needed."
-        )
 
-    for name in names:
-        torch.library.register_autograd(f"tvmatch::{name}", backward, lib=library)
+def define_operators(**operators: tuple[str, Callable[..., object], Callable[..., object]]) -> None:
+    """`torch.ops.tvmatch.NAME` from NAME=(arguments and results as in a schema, what it does, what it gives in shapes).
+
+    They have no autograd of their own and are called inside a Function that differentiates them once.
+    """
+    library = torch.library.Library("tvmatch", "FRAGMENT")
+    _libraries.append(library)
+    for name, (schema, real, fake) in operators.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, real, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"tvmatch::{name}", fake, lib=library)
+        torch.library.register_autograd(f"tvmatch::{name}", _refuse_double_backward, lib=library)
+
+
+def _refuse_double_backward(context: object, *gradients: object) -> None:
+    raise NotImplementedError(
+        "the fused layers have no double backward: their gradients cannot be differentiated again. Set "
+        "TVMATCH_FUSED_LAYERS=0 for PyTorch's own operations where second derivatives are needed."
+    )

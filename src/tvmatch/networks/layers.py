@@ -95,11 +95,21 @@ class Linear(nn.Linear):
             return output
         return forward_ad.make_dual(output, functional.linear(tangent.to(weight.dtype), weight))
 
+    def product(self, primal: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both times the weight, without the bias: whatever reads the result next adds it, and so its gradient."""
+        weight, _ = self.cast()
+        slope = None if tangent is None else functional.linear(tangent.to(weight.dtype), weight)
+        return functional.linear(primal.to(weight.dtype), weight), slope
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return self.compute_dtype or self.weight.dtype
+
     def cast(self) -> tuple[Tensor, Tensor]:
         """Weight and bias in the dtype of the products; gradients go to the parameters."""
-        dtype = self.compute_dtype or self.weight.dtype
         if self.copies is None:
-            return self.weight.to(dtype), self.bias.to(dtype)
+            return self.weight.to(self.dtype), self.bias.to(self.dtype)
         return CopyOf.apply(self.weight, self.copies[0]), CopyOf.apply(self.bias, self.copies[1])
 
 
@@ -128,14 +138,15 @@ class Attention(nn.Module):
         self.proj = Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
+        norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps) if self.qk_norm else ()
+        primal, tangent = forward_ad.unpack_dual(x)
+        if self.qk_norm and short_attention.applies(primal, self.qkv.dtype, self.num_heads):
+            results = short_attention.attention_of_qkv(*self.qkv.product(primal, tangent), self.qkv.bias, *norm)
+            return self.proj(results[0] if tangent is None else forward_ad.make_dual(*results))
         qkv = self.qkv(x)
         primal, tangent = forward_ad.unpack_dual(qkv)
         if not self.qk_norm or not head_norm.applies(primal, self.num_heads):
             return self.proj(self.attend(qkv))
-        norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps)
-        if short_attention.applies(primal, self.num_heads):
-            results = short_attention.attention_of_qkv(primal, tangent, *norm)
-            return self.proj(results[0] if tangent is None else forward_ad.make_dual(*results))
         if tangent is not None:
             return self.proj(forward_ad.make_dual(*head_norm.dual_attention_of_qkv(primal, tangent, *norm)))
         o = scaled_dot_product_attention(*head_norm.normalised_heads(primal, *norm))
@@ -160,13 +171,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(x)
-        dtype = self.fc1.compute_dtype or self.fc1.weight.dtype
-        if tangent is None and linear_gelu.applies(primal, dtype):
-            return self.fc2(linear_gelu.linear_gelu(primal.to(dtype), *self.fc1.cast()))
-        if biased_gelu.applies(primal, dtype):
-            weight, _ = self.fc1.cast()
-            h, th = (None if x is None else functional.linear(x.to(dtype), weight) for x in (primal, tangent))
-            results = biased_gelu.biased_gelu(h, th, self.fc1.bias)
+        if tangent is None and linear_gelu.applies(primal, self.fc1.dtype):
+            return self.fc2(linear_gelu.linear_gelu(primal.to(self.fc1.dtype), *self.fc1.cast()))
+        if biased_gelu.applies(primal, self.fc1.dtype):
+            results = biased_gelu.biased_gelu(*self.fc1.product(primal, tangent), self.fc1.bias)
             return self.fc2(results[0] if tangent is None else forward_ad.make_dual(*results))
         return self.fc2(gelu(self.fc1(x)))
 

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from tvmatch.kernels.elementwise import launches_triton, refuse_double_backward
-
-_library = torch.library.Library("tvmatch", "FRAGMENT")
-_library.define("biased_gelu(Tensor h, Tensor? th, Tensor bias) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define(
-    "biased_gelu_backward(Tensor h, Tensor? th, Tensor bias, Tensor[] gradients) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from tvmatch.kernels.elementwise import define_operators, launches_triton
 
 ROWS, COLUMNS, TILES, WARPS = 8, 256, 16, 4  # of a tile, 16 numbers a thread; tiles of a program in the backward
 
@@ -88,10 +81,15 @@ def _backward_fake(h: Tensor, th: Tensor | None, bias: Tensor, gradients: list[T
     return [*_forward_fake(h, th, bias), h.new_empty((programs, size), dtype=torch.float32)]
 
 
-for _name, _real, _fake in (
-    ("biased_gelu", _forward, _forward_fake),
-    ("biased_gelu_backward", _backward, _backward_fake),
-):
-    _library.impl(_name, _real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tvmatch::{_name}", _fake, lib=_library)
-refuse_double_backward(_library, ("biased_gelu", "biased_gelu_backward"))
+define_operators(
+    biased_gelu=(
+        "(Tensor h, Tensor? th, Tensor bias) -> Tensor[]",
+        _forward,
+        _forward_fake,
+    ),
+    biased_gelu_backward=(
+        "(Tensor h, Tensor? th, Tensor bias, Tensor[] gradients) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+)

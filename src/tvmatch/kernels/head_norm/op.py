@@ -10,23 +10,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 import tvmatch.kernels.dual_attention  # noqa: F401  (defines the attention operators)
-from tvmatch.kernels.elementwise import launches_triton, refuse_double_backward
-
-_library = torch.library.Library("tvmatch", "FRAGMENT")
-_library.define(
-    "head_norm(Tensor qkv, Tensor? tqkv, Tensor q_weight, Tensor k_weight, int heads, float eps) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "qkv_attention_backward(Tensor qkv, Tensor tqkv, Tensor q_weight, Tensor k_weight, Tensor[] results, Tensor do, "
-    "Tensor dto, int heads, float eps) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "head_norm_backward(Tensor qkv, Tensor? tqkv, Tensor q_weight, Tensor k_weight, Tensor[] gradients, int heads, "
-    "float eps) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from tvmatch.kernels.elementwise import define_operators, launches_triton
+from tvmatch.kernels.projection import head_size, like_projections, sums_of_programs
 
 TILE_ELEMENTS, BACKWARD_TILES = 2048, 4  # measured on an H200 (benchmarks/fused_layers.py)
 MAX_SIZE = 512
@@ -35,7 +20,7 @@ WARPS, STAGES = 4, 2
 
 def applies(qkv: Tensor, heads: int) -> bool:
     """Whether the fused kernels take this packed projection [B, N, 3 heads D]."""
-    return launches_triton(qkv) and qkv.dim() == 3 and qkv.shape[-1] // (3 * heads) <= MAX_SIZE
+    return launches_triton(qkv) and qkv.dim() == 3 and head_size(qkv, heads) <= MAX_SIZE
 
 
 def normalised_heads(
@@ -60,14 +45,12 @@ class _NormalisedHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(qkv, q_weight, k_weight)
         ctx.heads, ctx.eps = heads, eps
-        return *_normalised(qkv, None, q_weight, k_weight, heads, eps), _values(qkv, heads)
+        return *_normalised(qkv, None, [q_weight, k_weight], heads, eps), _values(qkv, heads)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, q_weight, k_weight = ctx.saved_tensors
-        gqkv, sums = torch.ops.tvmatch.head_norm_backward(
-            qkv, None, q_weight, k_weight, list(gradients), ctx.heads, ctx.eps
-        )
+        qkv, *weights = ctx.saved_tensors
+        gqkv, sums = torch.ops.tvmatch.head_norm_backward(qkv, None, weights, list(gradients), ctx.heads, ctx.eps)
         return gqkv, *sums.sum(dim=0).unbind(), None, None
 
 
@@ -76,7 +59,7 @@ class _DualAttentionOfQkv(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, qkv: Tensor, tqkv: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
     ) -> tuple[Tensor, Tensor]:
-        q, k, tq, tk = _normalised(qkv, tqkv, q_weight, k_weight, heads, eps)
+        q, k, tq, tk = _normalised(qkv, tqkv, [q_weight, k_weight], heads, eps)
         o, to, *statistics = torch.ops.tvmatch.dual_attention(
             q, k, _values(qkv, heads), tq, tk, _values(tqkv, heads), None, q.shape[-1] ** -0.5, False, "auto"
         )
@@ -88,15 +71,13 @@ class _DualAttentionOfQkv(torch.autograd.Function):
     def backward(ctx: FunctionCtx, do: Tensor, dto: Tensor) -> tuple[Tensor | None, ...]:
         qkv, tqkv, q_weight, k_weight, *results = ctx.saved_tensors
         gqkv, gtqkv, sums = torch.ops.tvmatch.qkv_attention_backward(
-            qkv, tqkv, q_weight, k_weight, results, do, dto, ctx.heads, ctx.eps
+            qkv, tqkv, [q_weight, k_weight], results, [do, dto], ctx.heads, ctx.eps
         )
         return gqkv, gtqkv, *sums.sum(dim=0).unbind(), None, None
 
 
-def _normalised(
-    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
-) -> list[Tensor]:
-    parts = torch.ops.tvmatch.head_norm(qkv, tqkv, q_weight, k_weight, heads, eps)
+def _normalised(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int, eps: float) -> list[Tensor]:
+    parts = torch.ops.tvmatch.head_norm(qkv, tqkv, weights, heads, eps)
     return [part.transpose(1, 2) for part in parts]
 
 
@@ -113,55 +94,44 @@ def _merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _forward(
-    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
-) -> list[Tensor]:
+def _forward(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int, eps: float) -> list[Tensor]:
     from .triton import forward_kernel
 
-    outputs = _forward_fake(qkv, tqkv, q_weight, k_weight, heads, eps)
+    outputs = _forward_fake(qkv, tqkv, weights, heads, eps)
     pair = tqkv is not None
     primal, tangent = outputs[:2], outputs[2:] or outputs[:2]
     qkv = qkv.contiguous()
-    size = qkv.shape[-1] // (3 * heads)
+    size = head_size(qkv, heads)
     block, rows_of_tile, rows = _tile(qkv, heads, size)
     with torch.cuda.device_of(qkv):
         forward_kernel[(-(-rows // rows_of_tile),)](
-            qkv, tqkv.contiguous() if pair else qkv, q_weight, k_weight,
+            qkv, tqkv.contiguous() if pair else qkv, *weights,
             *primal, *tangent, rows, eps,
             HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, PAIR=pair, num_warps=WARPS,
         )  # fmt: skip
     return outputs
 
 
-def _forward_fake(
-    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
-) -> list[Tensor]:
-    batch, tokens, width = qkv.shape
-    count = 2 if tqkv is None else 4
-    return [qkv.new_empty((batch, tokens, heads, width // (3 * heads))) for _ in range(count)]
+def _forward_fake(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int, eps: float) -> list[Tensor]:
+    shape = (*qkv.shape[:2], heads, head_size(qkv, heads))
+    return [qkv.new_empty(shape) for _ in range(2 if tqkv is None else 4)]
 
 
 def _backward(
-    qkv: Tensor,
-    tqkv: Tensor | None,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    gradients: list[Tensor],
-    heads: int,
-    eps: float,
+    qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], gradients: list[Tensor], heads: int, eps: float
 ) -> list[Tensor]:
     from .triton import backward_kernel
 
-    outputs = _backward_fake(qkv, tqkv, q_weight, k_weight, gradients, heads, eps)
+    outputs = _backward_fake(qkv, tqkv, weights, gradients, heads, eps)
     pair = tqkv is not None
     qkv = qkv.contiguous()
-    size = qkv.shape[-1] // (3 * heads)
+    size = head_size(qkv, heads)
     block, rows_of_tile, rows = _tile(qkv, heads, size)
     gradients = [g if g.stride(-1) == 1 else g.contiguous() for g in gradients]
     six = gradients if pair else gradients * 2
     with torch.cuda.device_of(qkv):
         backward_kernel[(outputs[-1].shape[0],)](
-            qkv, tqkv.contiguous() if pair else qkv, q_weight, k_weight, *six,
+            qkv, tqkv.contiguous() if pair else qkv, *weights, *six,
             outputs[0], outputs[1] if pair else outputs[0], outputs[-1],
             *(g.stride(axis) for g in six for axis in (0, 1, 2)), rows, qkv.shape[1], eps,
             HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, TILES=BACKWARD_TILES, STAGES=STAGES,
@@ -171,54 +141,36 @@ def _backward(
 
 
 def _backward_fake(
-    qkv: Tensor,
-    tqkv: Tensor | None,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    gradients: list[Tensor],
-    heads: int,
-    eps: float,
+    qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], gradients: list[Tensor], heads: int, eps: float
 ) -> list[Tensor]:
-    size = qkv.shape[-1] // (3 * heads)
+    size = head_size(qkv, heads)
     _, rows_of_tile, rows = _tile(qkv, heads, size)
-    streams = [torch.empty_like(qkv, memory_format=torch.contiguous_format) for _ in range(1 if tqkv is None else 2)]
-    programs = -(-rows // (rows_of_tile * BACKWARD_TILES))
-    return [*streams, q_weight.new_empty((programs, 2, size), dtype=torch.float32)]
+    return [*like_projections(qkv, tqkv), sums_of_programs(qkv, -(-rows // (rows_of_tile * BACKWARD_TILES)), 2, size)]
 
 
 def _attention_backward(
     qkv: Tensor,
     tqkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    weights: list[Tensor],
     results: list[Tensor],
-    do: Tensor,
-    dto: Tensor,
+    gradients: list[Tensor],
     heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """The normalised heads again, the gradient of attention, and that of the norm. One operator: a compiler that saw
     the first step would keep its results from the forward instead."""
-    q, k, tq, tk = _normalised(qkv, tqkv, q_weight, k_weight, heads, eps)
-    gradients = torch.ops.tvmatch.dual_attention_backward(
+    q, k, tq, tk = _normalised(qkv, tqkv, weights, heads, eps)
+    parts = torch.ops.tvmatch.dual_attention_backward(
         q, k, _values(qkv, heads), tq, tk, _values(tqkv, heads), None, *results,
-        _split(do, heads), _split(dto, heads), q.shape[-1] ** -0.5, False, "auto",
+        *(_split(gradient, heads) for gradient in gradients), q.shape[-1] ** -0.5, False, "auto",
     )  # fmt: skip
-    return tuple(torch.ops.tvmatch.head_norm_backward(qkv, tqkv, q_weight, k_weight, gradients, heads, eps))
+    return torch.ops.tvmatch.head_norm_backward(qkv, tqkv, weights, parts, heads, eps)
 
 
 def _attention_backward_fake(
-    qkv: Tensor,
-    tqkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    results: list[Tensor],
-    do: Tensor,
-    dto: Tensor,
-    heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(_backward_fake(qkv, tqkv, q_weight, k_weight, [], heads, eps))
+    qkv: Tensor, tqkv: Tensor, weights: list[Tensor], results: list[Tensor], *rest: object
+) -> list[Tensor]:
+    return _backward_fake(qkv, tqkv, weights, *rest)
 
 
 def _tile(qkv: Tensor, heads: int, size: int) -> tuple[int, int, int]:
@@ -227,11 +179,21 @@ def _tile(qkv: Tensor, heads: int, size: int) -> tuple[int, int, int]:
     return block, max(1, TILE_ELEMENTS // block), qkv.shape[0] * qkv.shape[1] * heads
 
 
-for _name, _real, _fake in (
-    ("head_norm", _forward, _forward_fake),
-    ("head_norm_backward", _backward, _backward_fake),
-    ("qkv_attention_backward", _attention_backward, _attention_backward_fake),
-):
-    _library.impl(_name, _real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tvmatch::{_name}", _fake, lib=_library)
-refuse_double_backward(_library, ("head_norm", "head_norm_backward", "qkv_attention_backward"))
+define_operators(
+    head_norm=(
+        "(Tensor qkv, Tensor? tqkv, Tensor[] weights, int heads, float eps) -> Tensor[]",
+        _forward,
+        _forward_fake,
+    ),
+    head_norm_backward=(
+        "(Tensor qkv, Tensor? tqkv, Tensor[] weights, Tensor[] gradients, int heads, float eps) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+    qkv_attention_backward=(
+        "(Tensor qkv, Tensor tqkv, Tensor[] weights, Tensor[] results, Tensor[] gradients, int heads, float eps) "
+        "-> Tensor[]",
+        _attention_backward,
+        _attention_backward_fake,
+    ),
+)

@@ -3,20 +3,54 @@
 import triton
 import triton.language as tl
 
+from tvmatch.kernels.modulated_norm.triton_rows import load_row
+
+
+@triton.jit
+def normalised(x, tx, weight, size, eps, PAIR: tl.constexpr):
+    """y = w r x, r = 1 / sqrt(mean(x^2) + eps), and its tangent, rows at a time."""
+    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
+    unit = x * r
+    y = weight * unit
+    ty = y
+    if PAIR:
+        m = tl.sum(unit * tx, 1)[:, None] / size
+        ty = weight * (r * (tx - m * unit))
+    return y, ty
+
+
+@triton.jit
+def norm_gradient(x, tx, weight, g, tg, size, eps, PAIR: tl.constexpr):
+    """Gradients of `normalised` by x and tx, and the sum for the weight (formulas: `modulated_norm`'s backward)."""
+    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
+    unit = x * r
+    total = tl.sum(g * unit, 0)
+    g = g * weight
+    along = tl.sum(g * unit, 1)[:, None] / size
+    gtx = g
+    if PAIR:
+        m = tl.sum(unit * tx, 1)[:, None] / size
+        total += tl.sum(tg * (r * (tx - m * unit)), 0)
+        tg = tg * weight
+        q = tl.sum(tg * unit, 1)[:, None] / size
+        p = tl.sum(tg * tx, 1)[:, None] / size
+        along += r * (p - 3.0 * m * q)
+        g -= r * (m * tg + q * tx)
+        gtx = r * (tg - q * unit)
+    return r * (g - along * unit), gtx, total
+
 
 @triton.jit
 def _normalise(qkv, tqkv, weight, result, tresult, row, column, mask, inside, size, eps, PAIR):
-    """y = w r x, r = 1 / sqrt(mean(x^2) + eps), and its tangent."""
-    x = tl.load(qkv, mask, 0.0).to(tl.float32)
-    w = tl.load(weight + column, inside, 0.0).to(tl.float32)
-    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
-    unit = x * r
-    tl.store(result + row * size + column, (w * unit).to(result.dtype.element_ty), mask)
+    """`normalised` from one place in memory to another."""
+    x = load_row(qkv, mask)
+    tx = x
     if PAIR:
-        tx = tl.load(tqkv, mask, 0.0).to(tl.float32)
-        m = tl.sum(unit * tx, 1)[:, None] / size
-        tangent = w * (r * (tx - m * unit))
-        tl.store(tresult + row * size + column, tangent.to(tresult.dtype.element_ty), mask)
+        tx = load_row(tqkv, mask)
+    y, ty = normalised(x, tx, load_row(weight + column, inside), size, eps, PAIR)
+    tl.store(result + row * size + column, y.to(result.dtype.element_ty), mask)
+    if PAIR:
+        tl.store(tresult + row * size + column, ty.to(tresult.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -40,28 +74,19 @@ def forward_kernel(
 def _normalise_backward(
     qkv, tqkv, weight, gradient, tgradient, gqkv, gtqkv, column, mask, inside, total, size, eps, PAIR
 ):
-    """Gradient of `_normalise` (the formulas of `modulated_norm.triton.backward_kernel`); returns the sum for w."""
-    x = tl.load(qkv, mask, 0.0).to(tl.float32)
-    g = tl.load(gradient, mask, 0.0).to(tl.float32)
-    w = tl.load(weight + column, inside, 0.0).to(tl.float32)
-    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
-    unit = x * r
-    total += tl.sum(g * unit, 0)[None, :]
-    g = g * w
-    along = tl.sum(g * unit, 1)[:, None] / size
+    """`norm_gradient` from memory to memory; returns the running sum for the weight."""
+    x = load_row(qkv, mask)
+    g = load_row(gradient, mask)
+    tx = x
+    tg = g
     if PAIR:
-        tx = tl.load(tqkv, mask, 0.0).to(tl.float32)
-        tg = tl.load(tgradient, mask, 0.0).to(tl.float32)
-        m = tl.sum(unit * tx, 1)[:, None] / size
-        total += tl.sum(tg * (r * (tx - m * unit)), 0)[None, :]
-        tg = tg * w
-        q = tl.sum(tg * unit, 1)[:, None] / size
-        p = tl.sum(tg * tx, 1)[:, None] / size
-        along += r * (p - 3.0 * m * q)
-        g -= r * (m * tg + q * tx)
-        tl.store(gtqkv, (r * (tg - q * unit)).to(gtqkv.dtype.element_ty), mask)
-    tl.store(gqkv, (r * (g - along * unit)).to(gqkv.dtype.element_ty), mask)
-    return total
+        tx = load_row(tqkv, mask)
+        tg = load_row(tgradient, mask)
+    gx, gtx, added = norm_gradient(x, tx, load_row(weight + column, inside), g, tg, size, eps, PAIR)
+    tl.store(gqkv, gx.to(gqkv.dtype.element_ty), mask)
+    if PAIR:
+        tl.store(gtqkv, gtx.to(gtqkv.dtype.element_ty), mask)
+    return total + added[None, :]
 
 
 @triton.jit

@@ -11,18 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from tvmatch.kernels.elementwise import launches_triton, refuse_double_backward, two_parts
-
-_library = torch.library.Library("tvmatch", "FRAGMENT")
-_library.define(
-    "modulated_norm(Tensor[] primals, Tensor[] tangents, float eps, ScalarType dtype) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "modulated_norm_backward(Tensor[] saved, Tensor[] tangents, Tensor?[] gradients, float eps, bool again) "
-    "-> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from tvmatch.kernels.elementwise import define_operators, launches_triton, two_parts
 
 MAX_SIZE = 8192  # a row lives in the registers of one program
 FORWARD_ROWS = 4  # rows of one program, at least, one or a few at a time
@@ -218,10 +207,15 @@ def _rows(modulation: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-for _name, _real, _fake in (
-    ("modulated_norm", _forward, _forward_fake),
-    ("modulated_norm_backward", _backward, _backward_fake),
-):
-    _library.impl(_name, _real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tvmatch::{_name}", _fake, lib=_library)
-refuse_double_backward(_library, ("modulated_norm", "modulated_norm_backward"))
+define_operators(
+    modulated_norm=(
+        "(Tensor[] primals, Tensor[] tangents, float eps, ScalarType dtype) -> Tensor[]",
+        _forward,
+        _forward_fake,
+    ),
+    modulated_norm_backward=(
+        "(Tensor[] saved, Tensor[] tangents, Tensor?[] gradients, float eps, bool again) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+)

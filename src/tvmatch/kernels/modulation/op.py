@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from tvmatch.kernels.elementwise import launches_triton, refuse_double_backward
-
-_library = torch.library.Library("tvmatch", "FRAGMENT")
-_library.define(
-    "normalised_chunks(Tensor m, Tensor? tm, int count, float eps) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "normalised_chunks_backward(Tensor m, Tensor? tm, Tensor[] gradients, float eps) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from tvmatch.kernels.elementwise import define_operators, launches_triton
 
 MAX_SIZE, MAX_CHUNKS = 8192, 8  # a chunk lives in the registers of one program; a pointer is handed over for each
 
@@ -97,10 +87,15 @@ def _tile(m: Tensor, count: int) -> dict[str, int]:
     return {"COUNT": count, "SIZE": size, "BLOCK": block, "num_warps": min(8, max(1, block // 128))}
 
 
-for _name, _real, _fake in (
-    ("normalised_chunks", _forward, _forward_fake),
-    ("normalised_chunks_backward", _backward, _backward_fake),
-):
-    _library.impl(_name, _real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tvmatch::{_name}", _fake, lib=_library)
-refuse_double_backward(_library, ("normalised_chunks", "normalised_chunks_backward"))
+define_operators(
+    normalised_chunks=(
+        "(Tensor m, Tensor? tm, int count, float eps) -> Tensor[]",
+        _forward,
+        _forward_fake,
+    ),
+    normalised_chunks_backward=(
+        "(Tensor m, Tensor? tm, Tensor[] gradients, float eps) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+)

@@ -9,45 +9,8 @@ as all keys are there at once, row sums need no running correction.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _tile(pointer, at, mask):
-    """Numbers as float32, zero outside the mask."""
-    return tl.load(pointer + at, mask, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _normalised(x, tx, weight, SIZE: tl.constexpr, eps, PAIR: tl.constexpr):
-    """y = w r x, r = 1 / sqrt(mean(x^2) + eps), and its tangent, rows at a time."""
-    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / SIZE + eps)
-    unit = x * r
-    y = weight * unit
-    ty = y
-    if PAIR:
-        m = tl.sum(unit * tx, 1)[:, None] / SIZE
-        ty = weight * (r * (tx - m * unit))
-    return y, ty
-
-
-@triton.jit
-def _norm_gradient(x, tx, weight, g, tg, SIZE: tl.constexpr, eps, PAIR: tl.constexpr):
-    """Gradients of `_normalised` by x and tx, and the sum for the weight (formulas: `modulated_norm`'s backward)."""
-    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / SIZE + eps)
-    unit = x * r
-    total = tl.sum(g * unit, 0)
-    g = g * weight
-    along = tl.sum(g * unit, 1)[:, None] / SIZE
-    gtx = g
-    if PAIR:
-        m = tl.sum(unit * tx, 1)[:, None] / SIZE
-        total += tl.sum(tg * (r * (tx - m * unit)), 0)
-        tg = tg * weight
-        q = tl.sum(tg * unit, 1)[:, None] / SIZE
-        p = tl.sum(tg * tx, 1)[:, None] / SIZE
-        along += r * (p - 3.0 * m * q)
-        g -= r * (m * tg + q * tx)
-        gtx = r * (tg - q * unit)
-    return r * (g - along * unit), gtx, total
+from tvmatch.kernels.head_norm.triton import norm_gradient, normalised
+from tvmatch.kernels.modulated_norm.triton_rows import load_row
 
 
 @triton.jit
@@ -65,18 +28,35 @@ def _scores(q, k, tq, tk, visible, scale, PAIR: tl.constexpr, EXACT: tl.constexp
 
 
 @triton.jit
+def _place(tokens, HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """What this program's head is in memory: rows, columns, both as one mask, and the offsets of a tile of q in the
+    projection, of the outputs, and of q's part of a bias."""
+    sample = (tl.program_id(0) // HEADS).to(tl.int64)
+    head = tl.program_id(0) % HEADS
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)[None, :]
+    token = sample * tokens + row[:, None]
+    line = head * SIZE + column
+    mask = (column < SIZE) & (row[:, None] < tokens)
+    return row, column, mask, token * (3 * HEADS * SIZE) + line, token * (HEADS * SIZE) + line, line
+
+
+@triton.jit
 def _inputs(
-    qkv, tqkv, q_weight, k_weight, at, mask, column, inside, eps,
+    qkv, tqkv, bias, q_weight, k_weight, at, line, mask, column, eps,
     WIDTH: tl.constexpr, SIZE: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """Normalised q and k with their tangents, v and its tangent, in the dtype of the projection."""
     dtype = qkv.dtype.element_ty
     tqkv_or_qkv = tqkv if PAIR else qkv
-    wq = _tile(q_weight, column, inside)
-    wk = _tile(k_weight, column, inside)
-    q, tq = _normalised(_tile(qkv, at, mask), _tile(tqkv_or_qkv, at, mask), wq, SIZE, eps, PAIR)
-    k, tk = _normalised(_tile(qkv, at + WIDTH, mask), _tile(tqkv_or_qkv, at + WIDTH, mask), wk, SIZE, eps, PAIR)
-    v = tl.load(qkv + at + 2 * WIDTH, mask, 0.0)
+    inside = column < SIZE
+    wq = load_row(q_weight + column, inside)
+    wk = load_row(k_weight + column, inside)
+    x = load_row(qkv + at, mask) + load_row(bias + line, inside)
+    q, tq = normalised(x, load_row(tqkv_or_qkv + at, mask), wq, SIZE, eps, PAIR)
+    x = load_row(qkv + at + WIDTH, mask) + load_row(bias + line + WIDTH, inside)
+    k, tk = normalised(x, load_row(tqkv_or_qkv + at + WIDTH, mask), wk, SIZE, eps, PAIR)
+    v = (load_row(qkv + at + 2 * WIDTH, mask) + load_row(bias + line + 2 * WIDTH, inside)).to(dtype)
     tv = v
     if PAIR:
         tv = tl.load(tqkv + at + 2 * WIDTH, mask, 0.0)
@@ -85,25 +65,17 @@ def _inputs(
 
 @triton.jit
 def short_forward_kernel(
-    qkv, tqkv, q_weight, k_weight, o, to, tokens, eps, scale,
+    qkv, tqkv, bias, q_weight, k_weight, o, to, tokens, eps, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PAIR: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """o = P v, to = (P B) v + P tv, [B, tokens, HEADS, SIZE] (see `_scores`)."""
-    sample = (tl.program_id(0) // HEADS).to(tl.int64)
-    head = tl.program_id(0) % HEADS
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = column < SIZE
-    mask = inside & (row[:, None] < tokens)
+    """o = P v, to = (P B) v + P tv, [B, tokens, HEADS, SIZE] (see `_scores`), from qkv + bias."""
     width: tl.constexpr = HEADS * SIZE
-    token = sample * tokens + row[:, None]
-    at = token * (3 * width) + head * SIZE + column
+    row, column, mask, at, out, line = _place(tokens, HEADS, SIZE, ROWS, BLOCK)
     q, tq, k, tk, v, tv = _inputs(
-        qkv, tqkv, q_weight, k_weight, at, mask, column, inside, eps, width, SIZE, PAIR
+        qkv, tqkv, bias, q_weight, k_weight, at, line, mask, column, eps, width, SIZE, PAIR
     )  # fmt: skip
     p, b = _scores(q, k, tq, tk, (row < tokens)[None, :], scale, PAIR, EXACT)
-    out = token * width + head * SIZE + column
     low = p.to(v.dtype)
     result = tl.dot(low, v, input_precision=EXACT)
     tl.store(o + out, result.to(o.dtype.element_ty), mask)
@@ -115,29 +87,21 @@ def short_forward_kernel(
 
 @triton.jit
 def short_backward_kernel(
-    qkv, tqkv, q_weight, k_weight, do, dto, gqkv, gtqkv, sums, tokens, eps, scale,
+    qkv, tqkv, bias, q_weight, k_weight, do, dto, gqkv, gtqkv, sums, tokens, eps, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PAIR: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of `short_forward_kernel` by the packed projection and its tangent; `sums` [programs, 2, SIZE] gets
-    what the program adds up for the two weights.
+    """Gradients of `short_forward_kernel` by the packed projection and its tangent; `sums` [programs, 5, SIZE] gets
+    what the program adds up for the two weights, and for the bias of q, k and v.
 
     With C = dto v^T - rowsum(P dto v^T) and Y = do v^T + dto tv^T + B C:
         dtS = P C   dS = P (Y - rowsum(P Y))   dv = P^T do + (P B)^T dto   dtv = P^T dto
         dq = scale (dS k + dtS tk)   dtq = scale dtS k   dk = scale (dS^T q + dtS^T tq)   dtk = scale dtS^T q
     """
-    sample = (tl.program_id(0) // HEADS).to(tl.int64)
-    head = tl.program_id(0) % HEADS
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = column < SIZE
-    mask = inside & (row[:, None] < tokens)
     width: tl.constexpr = HEADS * SIZE
-    token = sample * tokens + row[:, None]
-    at = token * (3 * width) + head * SIZE + column
-    out = token * width + head * SIZE + column
+    row, column, mask, at, out, line = _place(tokens, HEADS, SIZE, ROWS, BLOCK)
     q, tq, k, tk, v, tv = _inputs(
-        qkv, tqkv, q_weight, k_weight, at, mask, column, inside, eps, width, SIZE, PAIR
+        qkv, tqkv, bias, q_weight, k_weight, at, line, mask, column, eps, width, SIZE, PAIR
     )  # fmt: skip
     p, b = _scores(q, k, tq, tk, (row < tokens)[None, :], scale, PAIR, EXACT)
     dtype = v.dtype
@@ -156,33 +120,37 @@ def short_backward_kernel(
         tl.store(gtqkv + at + 2 * width, gtv.to(gtqkv.dtype.element_ty), mask)
         ds_t = (p * c * scale).to(dtype)
     tl.store(gqkv + at + 2 * width, gv.to(gqkv.dtype.element_ty), mask)
+    tl.store(sums + tl.program_id(0) * (5 * SIZE) + 4 * SIZE + column, tl.sum(gv, 0)[None, :], column < SIZE)
     ds = (p * (y - tl.sum(p * y, 1)[:, None]) * scale).to(dtype)
 
     # what is read again below was written over in registers long ago, and still lies in the cache
-    wq = _tile(q_weight, column, inside)
+    inside = column < SIZE
     gq = tl.dot(ds, k, input_precision=EXACT)
     gtq = gq
     tx = gq
     if PAIR:
         gq = tl.dot(ds_t, tk, gq, input_precision=EXACT)
         gtq = tl.dot(ds_t, k, input_precision=EXACT)
-        tx = _tile(tqkv, at, mask)
-    gq, gtq, q_total = _norm_gradient(_tile(qkv, at, mask), tx, wq, gq, gtq, SIZE, eps, PAIR)
+        tx = load_row(tqkv + at, mask)
+    x = load_row(qkv + at, mask) + load_row(bias + line, inside)
+    gq, gtq, q_total = norm_gradient(x, tx, load_row(q_weight + column, inside), gq, gtq, SIZE, eps, PAIR)
     tl.store(gqkv + at, gq.to(gqkv.dtype.element_ty), mask)
     if PAIR:
         tl.store(gtqkv + at, gtq.to(gtqkv.dtype.element_ty), mask)
+    sums += tl.program_id(0) * (5 * SIZE) + column
+    tl.store(sums, q_total[None, :], inside)
+    tl.store(sums + 2 * SIZE, tl.sum(gq, 0)[None, :], inside)
 
-    wk = _tile(k_weight, column, inside)
     gk = tl.dot(tl.trans(ds), q, input_precision=EXACT)
     gtk = gk
     if PAIR:
         gk = tl.dot(tl.trans(ds_t), tq, gk, input_precision=EXACT)
         gtk = tl.dot(tl.trans(ds_t), q, input_precision=EXACT)
-        tx = _tile(tqkv, at + width, mask)
-    gk, gtk, k_total = _norm_gradient(_tile(qkv, at + width, mask), tx, wk, gk, gtk, SIZE, eps, PAIR)
+        tx = load_row(tqkv + at + width, mask)
+    x = load_row(qkv + at + width, mask) + load_row(bias + line + width, inside)
+    gk, gtk, k_total = norm_gradient(x, tx, load_row(k_weight + column, inside), gk, gtk, SIZE, eps, PAIR)
     tl.store(gqkv + at + width, gk.to(gqkv.dtype.element_ty), mask)
     if PAIR:
         tl.store(gtqkv + at + width, gtk.to(gtqkv.dtype.element_ty), mask)
-    line = sums + tl.program_id(0) * (2 * SIZE) + column
-    tl.store(line, q_total[None, :], inside)
-    tl.store(line + SIZE, k_total[None, :], inside)
+    tl.store(sums + SIZE, k_total[None, :], inside)
+    tl.store(sums + 3 * SIZE, tl.sum(gk, 0)[None, :], inside)
