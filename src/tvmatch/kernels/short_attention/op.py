@@ -13,6 +13,7 @@ from tvmatch.kernels.projection import head_size, like_projections, sums_of_prog
 
 MAX_TOKENS = MAX_SIZE = 64  # of a tile: four of its size are held in registers at once
 WARPS = 4
+PAIR_BACKWARD_WARPS = 4  # 8 would take 232 registers and spill nothing, but leave one program to a multiprocessor
 REGISTERS = 168  # of a thread, at most, in the backward without tangents: three programs then share a multiprocessor
 
 
@@ -76,7 +77,7 @@ def _launched(qkv: Tensor, heads: int, eps: float) -> tuple[tuple[int, float, fl
     rows, block = (max(16, 1 << (n - 1).bit_length()) for n in (qkv.shape[1], size))
     # products of float32 would be rounded to 10 bits otherwise; only tests call the kernels with it
     exact = "ieee" if qkv.dtype == torch.float32 else "tf32"
-    constants = {"HEADS": heads, "SIZE": size, "ROWS": rows, "BLOCK": block, "EXACT": exact, "num_warps": WARPS}
+    constants = {"HEADS": heads, "SIZE": size, "ROWS": rows, "BLOCK": block, "EXACT": exact}
     return (qkv.shape[1], eps, size**-0.5), constants
 
 
@@ -88,7 +89,15 @@ def _forward(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int
     numbers, constants = _launched(qkv, heads, eps)
     with torch.cuda.device_of(qkv):
         short_forward_kernel[(qkv.shape[0] * heads,)](
-            qkv, tangent, *weights, outputs[0], outputs[-1], *numbers, PAIR=tqkv is not None, **constants
+            qkv,
+            tangent,
+            *weights,
+            outputs[0],
+            outputs[-1],
+            *numbers,
+            PAIR=tqkv is not None,
+            num_warps=WARPS,
+            **constants,
         )
     return outputs
 
@@ -105,11 +114,12 @@ def _backward(
     outputs = _backward_fake(qkv, tqkv, weights, gradients, heads, eps)
     qkv, tangent = qkv.contiguous(), qkv if tqkv is None else tqkv.contiguous()
     gradients = [g.contiguous() for g in gradients]
+    options = {"num_warps": WARPS, "maxnreg": REGISTERS} if tqkv is None else {"num_warps": PAIR_BACKWARD_WARPS}
     numbers, constants = _launched(qkv, heads, eps)
     with torch.cuda.device_of(qkv):
         short_backward_kernel[(qkv.shape[0] * heads,)](
             qkv, tangent, *weights, gradients[0], gradients[-1], outputs[0], outputs[-2], outputs[-1],
-            *numbers, PAIR=tqkv is not None, **constants, **({"maxnreg": REGISTERS} if tqkv is None else {}),
+            *numbers, PAIR=tqkv is not None, **constants, **options,
         )  # fmt: skip
     return outputs
 
