@@ -112,5 +112,10 @@ def test_bad_arguments_are_named() -> None:
         evaluate_bound(flow, planar(0.5), x, t=0.0)
     with pytest.raises(ValueError, match="at least 2"):
         evaluate_bound(flow, planar(0.5), x, segment=1)
+    for points in (x.float(), x[:0]):
+        with pytest.raises(ValueError, match=r"points .* of the weights' torch.float64 are needed"):
+            evaluate_bound(flow, planar(0.5), points)
+    with pytest.raises(ValueError, match=r"no number: at s = \[0.0\]"):  # one point has no velocity at t = 0
+        evaluate_bound(flow, planar(0.0), x, steps=2, iterations=1)
     with pytest.raises(ValueError, match="at least 1 iteration"):
         largest_singular_value(lambda d: d, lambda g: g, x, iterations=0)

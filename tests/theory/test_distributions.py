@@ -197,8 +197,40 @@ def test_the_checkerboard_is_empty_on_its_light_squares() -> None:
         (lambda: Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0]))), "negative eigenvalue"),
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(3, 2), torch.ones(2)), r"means \[K, D\]"),
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 2), torch.zeros(2)), "positive"),
+        (lambda: GaussianMixture(torch.ones(0), torch.zeros(0, 2), torch.ones(0)), r"weights \[K\]"),
+        (lambda: GaussianMixture(torch.tensor([torch.inf, 1]), torch.zeros(2, 2), torch.ones(2)), "must be finite"),
+        (lambda: eight_gaussians(radius=math.nan), "must be finite"),
+        (lambda: Gaussian(torch.full((2,), torch.nan), torch.eye(2)), "must be finite"),
+        (lambda: Gaussian(torch.zeros(2), torch.eye(2).double()), "of one real type"),
+        (lambda: TwoMoons(-1.0), "noise must be at least 0"),
+        (lambda: GaussianFlow(torch.zeros(2), torch.tensor([1.0, 0.0])), "deviations positive"),
     ],
 )
 def test_bad_distributions_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "tolerance", "scale", "message"),
+    [
+        (math.nan, 0.0, 1e-8, 1.0, r"times must lie in \[0, 1\], got nan and 0.0"),
+        (1.0, -0.5, 1e-8, 1.0, r"got 1.0 and -0.5"),
+        (1.0, 0.0, 0.0, 1.0, "tolerance must be positive and finite, got 0.0"),
+        (1.0, 0.0, 1e-8, math.nan, "points must be finite"),
+    ],
+)
+def test_a_flow_that_would_never_end_is_refused(
+    t: float, s: float, tolerance: float, scale: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        eight_gaussians().flow(torch.ones(2, 2).double() * scale, t, s, tolerance)
+
+
+def test_distances_of_what_cannot_be_compared() -> None:
+    one, two = (Gaussian(torch.zeros(n), torch.eye(n)) for n in (1, 2))
+    with pytest.raises(ValueError, match="different dimensions: 1 and 2"):
+        w2_gaussians(one, two)
+    for x in (torch.zeros(0, 2), torch.zeros(3)):
+        with pytest.raises(ValueError, match=r"samples .* of equal shape"):
+            w2_samples(x, x)

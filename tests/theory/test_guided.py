@@ -40,3 +40,11 @@ def test_bad_classes_are_named() -> None:
         GuidedMixture(eight_gaussians(), torch.zeros(3).long())
     with pytest.raises(ValueError, match="each used"):
         GuidedMixture(eight_gaussians(), 2 * (torch.arange(8) % 2))
+    x = torch.zeros(2, 2).double()
+    for label, w, message in (
+        (torch.tensor([0, 2]), 1.0, r"labels \[B\] are -1 .. 1"),
+        (torch.zeros(3).long(), 1.0, "one a point"),
+        (torch.zeros(2).long(), float("nan"), "w must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            two_colours().flow(x, label, w)

@@ -60,11 +60,17 @@ def evaluate_bound(
     Integrals by the trapezoidal rule on `steps` intervals. L(s) is the largest Jacobian norm of u_theta(., s) at
     `segment` points on every line from x_s to x^_s (both ends among them): where the proof needs it, but sampled, so
     an estimate from below.
+
+    Raises `ValueError` for points of another dtype than the weights, none at all, and where the right side is no number
+    (data without a velocity at s = 0).
     """
     if not 0 < t <= 1:
         raise ValueError(f"the start time t must lie in (0, 1], got {t}.")
     if steps < 1 or segment < 2:
         raise ValueError(f"steps must be at least 1 and segment at least 2, got {steps} and {segment}.")
+    weight = next(flow.parameters())
+    if x_t.dtype != weight.dtype or not len(x_t):
+        raise ValueError(f"points [N, D] of the weights' {weight.dtype} are needed, got {x_t.dtype} {list(x_t.shape)}.")
     count, like = len(x_t), {"dtype": x_t.dtype, "device": x_t.device}
     label, scale = torch.full((count,), -1, device=x_t.device), torch.full((count,), w, **like)
     start, grid = torch.full((count,), t, **like), torch.linspace(0, t, steps + 1, **like)
@@ -82,6 +88,9 @@ def evaluate_bound(
         lipschitz[k] = velocity_lipschitz(flow, line, *whole, iterations, generator).max()
     growth = torch.cat([lipschitz.new_zeros(1), torch.cumulative_trapezoid(lipschitz, grid)])
     right = 2 * t * torch.trapezoid(torch.exp(2 * growth) * (terminal + velocity), grid)
+    if bool(right.isnan()):
+        bad = grid[(terminal + velocity).isnan()].tolist()
+        raise ValueError(f"the right side of the bound is no number: at s = {bad} velocities are none.")
     return Bound(
         w2_samples(learned, true) ** 2,
         float(_square(learned - true)),

@@ -32,6 +32,8 @@ class TwoMoons:
     """Two interleaved half circles with Gaussian noise, centred and scaled."""
 
     def __init__(self, noise: float = 0.05) -> None:
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"the noise must be at least 0 and finite, got {noise}.")
         self.noise = noise
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -16,6 +16,8 @@ class GaussianFlow(Network):
     """
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        if mean.dim() != 1 or deviation.shape != mean.shape or not bool((deviation > 0).all()):
+            raise ValueError(f"mean and deviation are [D], deviations positive; got {mean} and {deviation}.")
         super().__init__(num_classes=0, data_shape=(len(mean),))
         self.mean, self.deviation = nn.Parameter(mean.clone()), nn.Parameter(deviation.clone())
 

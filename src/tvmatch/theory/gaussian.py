@@ -21,11 +21,14 @@ class Gaussian:
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        dimension = len(mean)
-        if mean.dim() != 1 or covariance.shape != (dimension, dimension):
+        if mean.dim() != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
             raise ValueError(
                 f"mean must be [D] and covariance [D, D], got {list(mean.shape)} and {list(covariance.shape)}."
             )
+        if not mean.is_floating_point() or mean.dtype != covariance.dtype:
+            raise ValueError(f"mean and covariance are of one real type, got {mean.dtype} and {covariance.dtype}.")
+        if not (bool(mean.isfinite().all()) and bool(covariance.isfinite().all())):
+            raise ValueError("mean and covariance must be finite, but they hold NaN or infinity.")
         if not torch.allclose(covariance, covariance.T):
             raise ValueError("the covariance must be symmetric.")
         self.mean, self.covariance = mean, covariance

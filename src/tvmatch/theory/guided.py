@@ -1,5 +1,7 @@
 """The guided flow of a mixture with classes: what a network trained with guidance must come to, exactly."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,10 @@ class GuidedMixture:
         self, x: Tensor, label: Tensor, w: float, t: float = 1.0, s: float = 0.0, tolerance: float = 1e-7
     ) -> Tensor:
         """x_t -> x_s along the guided velocity, for points [B, D] and classes [B] (-1: none)."""
+        if label.shape != (len(x),) or bool((label < -1).any()) or bool((label >= self.num_classes).any()):
+            raise ValueError(f"labels [B] are -1 .. {self.num_classes - 1}, one a point, got {label.tolist()[:5]} ...")
+        if not math.isfinite(w):
+            raise ValueError(f"the guidance scale w must be finite, got {w}.")
         end = torch.empty_like(x)
         for c in label.unique().tolist():
             mine = label == c

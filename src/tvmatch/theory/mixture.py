@@ -12,8 +12,18 @@ def flow_along(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float, s: float, tolerance: float = 1e-8
 ) -> Tensor:
     """x_t -> x_s along `velocity(x, t)` for points [B, D], in either direction, by DOP853 with its relative and
-    absolute `tolerance` per step; in float64, whatever the dtype of x."""
-    if t == s:
+    absolute `tolerance` per step; in float64, whatever the dtype of x.
+
+    `ValueError` for times outside [0, 1], points that are not finite, and a tolerance that is not positive: the solver
+    would go on for ever.
+    """
+    if not (0 <= t <= 1 and 0 <= s <= 1):
+        raise ValueError(f"times must lie in [0, 1], got {t} and {s}.")
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"the tolerance must be positive and finite, got {tolerance}.")
+    if not bool(x.isfinite().all()):
+        raise ValueError("points must be finite, but they hold NaN or infinity.")
+    if t == s or not len(x):
         return x.clone()
     shape = x.shape
 
@@ -42,12 +52,21 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, deviations: Tensor) -> None:
-        count = len(weights)
-        if means.dim() != 2 or len(means) != count or deviations.shape != (count,) or weights.shape != (count,):
+        count = weights.numel()
+        if (
+            weights.dim() != 1
+            or not count
+            or means.dim() != 2
+            or len(means) != count
+            or deviations.shape != (count,)
+            or weights.shape != (count,)
+        ):
             raise ValueError(
                 f"weights [K], means [K, D] and deviations [K] are needed, got {list(weights.shape)}, "
                 f"{list(means.shape)} and {list(deviations.shape)}."
             )
+        if not all(bool(values.isfinite().all()) for values in (weights, means, deviations)):
+            raise ValueError("weights, means and deviations must be finite, but they hold NaN or infinity.")
         if not bool((weights > 0).all()) or not bool((deviations > 0).all()):
             raise ValueError("weights and deviations of a mixture must be positive.")
         self.weights = weights / weights.sum()
