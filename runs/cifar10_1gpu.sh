@@ -35,6 +35,7 @@ NETWORK=${NETWORK:-DiT-S/4} BATCH=${BATCH:-1024} LR=${LR:-1e-3} WARM_LR=${WARM_L
 EMAS=${EMAS:-0.995 0.998 0.999} WARM_EMA=${WARM_EMA:-0.995} TARGET_EMA=${TARGET_EMA:-0.99}
 SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-10000} ALSO=${ALSO:-20000} NFE=${NFE:-1 2 4} EVALUATE_W=${EVALUATE_W:-$W} SEEDS=${SEEDS:-0}
 STATISTICS=${STATISTICS:-$(dirname "$OUT")/cifar10_statistics.safetensors}
+TERMINAL_EVERY=${TERMINAL_EVERY:-4}  # TVM: the terminal term of every n-th sample only (docs/ablations.md)
 EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
 PRECOMPILE=${PRECOMPILE:-$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)}
 mkdir -p "$OUT" "$RESULTS"
@@ -68,7 +69,9 @@ precompile() {
 if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUTES" ]]; then
     OPTIONS=(--objective "$OBJECTIVE" --learning-rate "$LR" --decay-share "$DECAY" --warmup-steps "${WARMUP_STEPS:-100}"
         --evaluation-ema $EMAS $EXTRA)
-    [[ $OBJECTIVE == flow-matching || $OBJECTIVE == mean-flow ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
+    # only these learn jumps from an average of the weights
+    [[ $OBJECTIVE != terminal-velocity && $OBJECTIVE != shortcut ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
+    [[ $OBJECTIVE != terminal-velocity ]] || OPTIONS+=(--terminal-every "$TERMINAL_EVERY")
     [[ $OBJECTIVE == flow-matching || $WARM == 0 ]] || {
         [[ -f $OUT/warm/done ]] || { # the start of Python and the last save count too: some START seconds
             BESIDE=
