@@ -223,6 +223,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     def choose(yes: bool, short: bool = False) -> None:
         monkeypatch.setattr(short_attention, "applies", lambda x, dtype, heads: yes and short)
         monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and (h.is_cuda or dtype == torch.float32))
+        monkeypatch.setattr(modulation_op, "MIN_SAMPLES", 1)
         for module in (head_norm_op, modulated_norm_op, modulation_op):
             monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))
 
@@ -318,6 +319,14 @@ def test_where_a_tangent_is_missing_zeros_stand_in(fused: Callable[..., None]) -
         )
         slopes.append(normalised[1])
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "count", "yes"), [(256, 6, True), (255, 6, False), (256, 2, False), (256, 9, False)])
+def test_chunks_of_many_samples_go_to_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, batch: int, count: int, yes: bool
+) -> None:
+    monkeypatch.setattr(modulation_op, "launches_triton", lambda x: True)
+    assert modulation.applies(torch.empty(batch, count * 4), count) == yes
 
 
 def test_double_backward_raises() -> None:

@@ -11,11 +11,21 @@ from torch.autograd.function import FunctionCtx
 from tvmatch.kernels.elementwise import define_operators, launches_triton
 
 MAX_SIZE, MAX_CHUNKS = 8192, 8  # a chunk lives in the registers of one program; a pointer is handed over for each
+# Of fewer samples the compiler's own kernels take some 20 us a block (DiT-XL/2 at batch 64), and the final layer's two
+# chunks come once a step: neither is worth kernels that the first step must compile.
+MIN_SAMPLES, MIN_CHUNKS = 256, 3
 
 
 def applies(m: Tensor, count: int) -> bool:
-    """Whether the kernels take this projection [B, count C]: on a GPU, float32 or 16 bits, C up to 8192."""
-    return launches_triton(m) and m.dim() == 2 and count <= MAX_CHUNKS and m.shape[1] // count <= MAX_SIZE
+    """Whether the kernels take this projection [B, count C]: on a GPU, float32 or 16 bits, 256 samples or more, 3 to 8
+    chunks of C up to 8192."""
+    return (
+        launches_triton(m)
+        and m.dim() == 2
+        and m.shape[0] >= MIN_SAMPLES
+        and MIN_CHUNKS <= count <= MAX_CHUNKS
+        and m.shape[1] // count <= MAX_SIZE
+    )
 
 
 def normalised_chunks(m: Tensor, tm: Tensor | None, count: int, eps: float) -> tuple[Tensor, ...]:
