@@ -11,7 +11,8 @@ from tvmatch.training.run_folder import MAY_CHANGE, MetricsFile, RunFolderError,
 
 def make_run(run: Path, step: int | None = None, **changes) -> None:
     """A run folder as training leaves it, with a checkpoint of `step` in name only."""
-    with claim_run(tiny_config(run, **changes)):
+    config = tiny_config(run, **changes)
+    with claim_run(config, open_run(config)):
         pass
     if step is not None:
         path = checkpoint_path(run, step)
@@ -141,8 +142,36 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match="another process trains in it"), claim_run(tiny_config(config.run)):
             pass
         assert read_config(config.run) == config
+        with pytest.raises(RunFolderError, match="another process trains in it"):
+            open_run(tiny_config(config.run))  # before the checkpoints that it writes and removes are looked at
     with claim_run(config):  # the claim ended with its block
         pass
+
+
+def test_a_run_that_went_on_between_the_look_and_the_claim(tmp_path: Path) -> None:
+    make_run(tmp_path, step=2)
+    config = tiny_config(tmp_path)
+    before = open_run(config)
+    make_run(tmp_path, step=4)  # another process comes and goes
+    with pytest.raises(RunFolderError, match="has trained in it since this one started"), claim_run(config, before):
+        pass
+    with claim_run(config, open_run(config)):
+        pass
+
+
+def test_a_checkpoint_in_which_somebody_has_deleted(tmp_path: Path) -> None:
+    """Going back without a word would train the same steps again, and then find their name taken."""
+    make_run(tmp_path, step=2)
+    make_run(tmp_path, step=4)
+    (checkpoint_path(tmp_path, 4) / "tvmatch.json").unlink()
+    message = r"step_00000004 is not whole: tvmatch\.json is missing\. Delete it to go back to step_00000002"
+    with pytest.raises(RunFolderError, match=message):
+        open_run(tiny_config(tmp_path))
+    checkpoint_path(tmp_path, 4).rmdir()
+    assert open_run(tiny_config(tmp_path)) == checkpoint_path(tmp_path, 2)
+    (checkpoint_path(tmp_path, 2) / "tvmatch.json").unlink()
+    with pytest.raises(RunFolderError, match="go back to the start"):
+        open_run(tiny_config(tmp_path))
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:

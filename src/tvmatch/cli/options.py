@@ -98,7 +98,9 @@ def check_place(out: Path) -> None:
     if not place.is_dir():
         raise ValueError(f"--out {out}: {place} is a file, not a folder; choose another place.")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: {place} cannot be written into; choose another place.")
+        read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+        reason = "Read-only file system" if read_only else "Permission denied"
+        raise ValueError(f"--out {out}: cannot write into {place} ({reason}); choose another place.")
 
 
 def refuse_ranks(why: str) -> None:

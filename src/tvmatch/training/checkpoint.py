@@ -65,6 +65,12 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def list_without_index(run: Path) -> list[Path]:
+    """Folders with a checkpoint's name but no index, oldest first. No save leaves them: somebody deleted in them."""
+    found = (path for path in (run / FOLDER).glob("step_*") if NAME.fullmatch(path.name) and path.is_dir())
+    return sorted((path for path in found if not (path / INDEX).is_file()), key=step_of)
+
+
 def list_files(run: Path) -> list[Path]:
     """Checkpoints of earlier versions, oldest first: single files, which can be sampled but not continued."""
     found = (path for path in (run / FOLDER).glob("step_*.safetensors") if NAME.fullmatch(path.name))

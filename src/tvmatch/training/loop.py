@@ -85,7 +85,7 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
                 resume(state, header, before, ranks)
             # only now is anything written: an option that cannot work must not leave a folder that then refuses the
             # right one
-            ranks.on_main(lambda: stack.enter_context(claim_run(config)) and None)
+            ranks.on_main(lambda: stack.enter_context(claim_run(config, before)) and None)
             try:
                 return _Run(config, source, state, header, module, ranks, schedule, show).go()
             except OSError as error:

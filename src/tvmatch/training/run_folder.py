@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmatch.files import locked, write_text
-from tvmatch.training.checkpoint import list_checkpoints, list_files, step_of
+from tvmatch.training.checkpoint import INDEX, list_checkpoints, list_files, list_without_index, step_of
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
 
 CONFIG = "config.yaml"
@@ -50,13 +50,25 @@ class RunFolderError(ValueError):
 def open_run(config: TrainConfig) -> Path | None:
     """Find the checkpoint from which the run in this folder continues; None for a fresh start. Nothing is written.
 
-    `RunFolderError` if the folder holds something else, a run with other options, or a run that is complete.
+    `RunFolderError` if the folder holds something else, a run with other options, a run that is complete, a newer
+    checkpoint that is not whole, or if another process trains there.
     """
     run = config.run
     if run.exists() and not run.is_dir():
         raise RunFolderError(f"{run} is a file; choose another --run.")
     if not run.exists() or all(entry.name == UNFINISHED for entry in run.iterdir()):
         return None
+    with locked(run, _busy(run)):
+        return _continued(config)
+
+
+def _busy(run: Path) -> RunFolderError:
+    return RunFolderError(f"{run}: another process trains in it; choose another --run.")
+
+
+def _continued(config: TrainConfig) -> Path | None:
+    """The same, in a folder that is there and that nobody else writes."""
+    run = config.run
     earlier = read_config(run)
     for field in dataclasses.fields(config):
         if field.name in MAY_CHANGE:
@@ -67,7 +79,10 @@ def open_run(config: TrainConfig) -> Path | None:
                 f"{run} already holds a run with {field.name}={old}, and this command says {new}. Choose another "
                 "--run, or give the same options to continue that run."
             )
-    checkpoints = list_checkpoints(run)
+    checkpoints, broken = list_checkpoints(run), list_without_index(run)
+    if broken and (not checkpoints or step_of(broken[-1]) > step_of(checkpoints[-1])):
+        back = f"to {checkpoints[-1].name}" if checkpoints else "to the start"
+        raise RunFolderError(f"{broken[-1]} is not whole: {INDEX} is missing. Delete it to go back {back}.")
     if not checkpoints and list_files(run):
         raise RunFolderError(
             f"{run} holds checkpoints of an earlier version ({list_files(run)[-1].name}), which can be sampled but not "
@@ -85,16 +100,21 @@ def open_run(config: TrainConfig) -> Path | None:
 
 
 @contextlib.contextmanager
-def claim_run(config: TrainConfig) -> Iterator[None]:
+def claim_run(config: TrainConfig, before: Path | None = None) -> Iterator[None]:
     """Make the run's folder, keep other processes from training in it, and write its config.yaml.
 
-    `RunFolderError` if another process trains there, or the folder cannot be written.
+    `before` is what `open_run` found. `RunFolderError` if that has changed meanwhile, if another process trains there,
+    or the folder cannot be written.
     """
-    busy = RunFolderError(f"{config.run}: another process trains in it; choose another --run.")
     with contextlib.ExitStack() as stack:
         try:
             config.run.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(config.run, busy))
+            stack.enter_context(locked(config.run, _busy(config.run)))
+            if (config.run / CONFIG).exists() and _continued(config) != before:
+                raise RunFolderError(
+                    f"{config.run}: another process has trained in it since this one started. Run the same command "
+                    "again to continue from there."
+                )
             write_text(config.run / "config.yaml", to_yaml(config))
         except OSError as error:
             raise RunFolderError(
