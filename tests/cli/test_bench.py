@@ -30,11 +30,20 @@ def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.Captur
         (["--batch-size", "0"], "batch-size and steps must be at least 1"),
         (["--network", "DiT-S/3"], "no network is called 'DiT-S/3'"),
         (["--guidance", "0"], "guidance '0'"),
+        (["--classes", "0", "--guidance", "2"], "--guidance 2: without classes w must be 1"),
+        (["--out", "rows.txt"], "give a name that ends in .json"),
+        (["--out", f"{__file__}/rows.json"], "test_bench.py is a file, not a folder"),
     ],
 )
 def test_bad_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert main([*SMALL, "--device", "cpu", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_classes(capsys: pytest.CaptureFixture) -> None:
+    options = ["--classes", "0", "--batch-size", "2", "--steps", "1", "--device", "cpu"]
+    assert main([*SMALL, *options]) == 0
+    assert "times one of flow matching" in capsys.readouterr().out
 
 
 def test_passes_are_counted_as_the_step_makes_them() -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from tvmatch.cli.options import parse
+from tvmatch.cli.options import check_out, check_place, parse, refuse_ranks
 from tvmatch.training.config import Compile, ObjectiveName, Precision, Recompute
 
 DESCRIPTION = """Measure a training step on random data: images a second, memory, share of the machine's matrix rate
@@ -29,7 +29,7 @@ class BenchOptions:
     classes: int = 1000  # 0: unconditional
     batch_size: int = 64  # samples a step
     objective: ObjectiveName = "terminal-velocity"  # whose step it is
-    guidance: str = "2"  # w, as for `tvmatch train`
+    guidance: str | None = None  # w, as for `tvmatch train` (default: 2, or 1 without classes)
     terminal_every: int = 1  # the terminal term of every n-th sample only (TVM)
     precision: Precision = "auto"  # of the blocks (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
@@ -46,6 +46,13 @@ def command(arguments: list[str]) -> int:
 
         return bench_sample.command(arguments[1:])
     options = parse(BenchOptions, "bench", DESCRIPTION, arguments)
+    refuse_ranks("one process measures (of several: benchmarks/train_step.py)")
+    if options.out is not None:
+        check_out(options.out, (".json",))
+        check_place(options.out)
+    guidance = options.guidance or ("2" if options.classes else "1")
+    if not options.classes and guidance != "1":
+        raise ValueError(f"--guidance {guidance}: without classes w must be 1.")
     if options.batch_size < 1 or options.steps < 1:
         raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")
     import torch
@@ -60,17 +67,17 @@ def command(arguments: list[str]) -> int:
     matmul = matmul_tflops(device)
     print(f"{name}, torch {torch.__version__}, matrix product {matmul:.2f} TFLOP/s", file=sys.stderr)
     rows = []
-    objectives: list[tuple[ObjectiveName, str, int]] = [(options.objective, options.guidance, options.terminal_every)]
+    objectives: list[tuple[ObjectiveName, str, int]] = [(options.objective, guidance, options.terminal_every)]
     if options.objective != "flow-matching":
         objectives.append(("flow-matching", "1", 1))
-    for objective, guidance, terminal_every in objectives:
+    for objective, scale, terminal_every in objectives:
         case = StepCase(
             network=options.network,
             image_size=options.image_size,
             channels=options.channels,
             batch=options.batch_size,
             objective=objective,
-            guidance=guidance,
+            guidance=scale,
             recompute=options.recompute,
             precision=options.precision,
             compile=options.compile,

@@ -143,7 +143,7 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
     parameters = list(objective.trained().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
-    label = torch.arange(case.batch, device=device) % case.classes
+    label = torch.arange(case.batch, device=device) % max(case.classes, 1) - (0 if case.classes else 1)
 
     gradient = StepGradient(module, objective, optimizer, recorded, ranks)
     warm = gradient.launched_first + WARM_STEPS
