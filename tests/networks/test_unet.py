@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from tvmatch.networks.presets import UNETS, build_network, network_config
 from tvmatch.networks.probe import verify_tangents
 from tvmatch.networks.unet import UNet, UNetConfig
 from tvmatch.training.attention_probe import largest_logits
+from tvmatch.training.build import build_objective
+from tvmatch.training.config import ObjectiveName, TrainConfig
 from tvmatch.training.engine import prepare_network
 from tvmatch.training.header import network_from_header, network_to_header
 from tvmatch.training.loop import train
@@ -129,6 +132,19 @@ def test_it_trains_on_digits_and_is_opened_again(tmp_path: Path) -> None:
     trained = load_run(config.run)
     assert isinstance(trained.flow.network, UNet)
     assert trained.flow.network.last.weight.any()
+
+
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_every_objective_moves_all_of_its_weights(network: UNet, objective: ObjectiveName) -> None:
+    method = build_objective(TrainConfig(objective=objective, guidance="1:2"), FlowMap(network)).double()
+    method.seed(1)
+    loss = method(torch.randn(8, 2, 8, 8, dtype=torch.float64), torch.arange(8) % 4 - 1).loss
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
 
 
 def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
