@@ -22,19 +22,19 @@
 #
 # Expected: nothing yet. What was measured is in docs/evaluation.md.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=${1:?give a folder for the run}
-DATA=${2:?give cifar10_train.npz}
-FEATURES=${3:?give inception.pt}
+OUT=$(realpath -m "${1:?give a folder for the run}")
+DATA=$(realpath -m "${2:?give cifar10_train.npz}")
+FEATURES=$(realpath -m "${3:?give inception.pt}")
 OBJECTIVE=${4:-terminal-velocity}
+RESULTS=$(realpath -m "${RESULTS:-$OUT/results}")
+STATISTICS=$(realpath -m "${STATISTICS:-$(dirname "$OUT")/cifar10_statistics.safetensors}")
+cd "$(dirname "$0")/.."
 TVMATCH=${TVMATCH:-python3 -m tvmatch}
-RESULTS=${RESULTS:-$OUT/results}
 STAGES=${STAGES:-train evaluate}
 MINUTES=${MINUTES:-7} WARM=${WARM:-2} DECAY=${DECAY:-0.5} WARM_DECAY=${WARM_DECAY:-0}
 NETWORK=${NETWORK:-DiT-S/4} BATCH=${BATCH:-1024} LR=${LR:-1e-3} WARM_LR=${WARM_LR:-$LR} W=${W:-1.5} SEED=${SEED:-0}
 EMAS=${EMAS:-0.995 0.998 0.999} WARM_EMA=${WARM_EMA:-0.995} TARGET_EMA=${TARGET_EMA:-0.99}
 SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-10000} ALSO=${ALSO:-20000} NFE=${NFE:-1 2 4} EVALUATE_W=${EVALUATE_W:-$W} SEEDS=${SEEDS:-0}
-STATISTICS=${STATISTICS:-$(dirname "$OUT")/cifar10_statistics.safetensors}
 TERMINAL_EVERY=${TERMINAL_EVERY:-4}  # TVM: the terminal term of every n-th sample only (docs/ablations.md)
 EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
 PRECOMPILE=${PRECOMPILE:-$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)}
@@ -56,6 +56,8 @@ phase() { # folder, minutes of this phase, options; its wall time is added to th
     shift 2
     train "$run" --minutes "$minutes" --steps 10000000 "$@" || code=$?
     echo $(($(spent) + SECONDS - began)) > "$OUT/seconds"
+    [[ $code == 0 ]] ||
+        echo "$run ended with code $code after $(spent) s in all; the same command goes on where it stopped" >&2
     return $code
 }
 
@@ -106,12 +108,15 @@ fi
 
 if [[ " $STAGES " == *" evaluate "* ]]; then
     [[ -f $STATISTICS ]] || $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
-    SCORE="$TVMATCH evaluate $OUT/run --features $FEATURES --statistics $STATISTICS"
+    score() { $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" "$@"; }
+    # a choice among other candidates is none among these
+    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$EMAS; $EVALUATE_W; $CHOOSE" ]] || rm -rf "$OUT/best" "$OUT/choose"
+    echo "$EMAS; $EVALUATE_W; $CHOOSE" > "$OUT/chosen_among"
     [[ -s $OUT/best ]] || {
         CALLS=1
         [[ $OBJECTIVE != flow-matching ]] || CALLS=${NFE##* }
         for ema in $EMAS; do
-            $SCORE --w $EVALUATE_W --ema "$ema" --nfe "$CALLS" --samples "$CHOOSE" --out "$OUT/choose/ema_$ema.json"
+            score --w $EVALUATE_W --ema "$ema" --nfe "$CALLS" --samples "$CHOOSE" --out "$OUT/choose/ema_$ema.json"
         done
         python3 - "$OUT/choose" > "$OUT/best.tmp" <<'PYTHON'
 import json, pathlib, sys
@@ -128,11 +133,11 @@ PYTHON
     read -r EMA BEST_W < "$OUT/best"
     # the official code and the prototype were measured with 20,000
     [[ $ALSO == 0 ]] ||
-        $SCORE --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$ALSO" --out "$OUT/evaluation_$ALSO.json"
+        score --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$ALSO" --out "$OUT/evaluation_$ALSO.json"
     [[ $SAMPLES == 0 ]] ||
-        $SCORE --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$SAMPLES" --seeds $SEEDS --out "$OUT/evaluation.json"
+        score --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$SAMPLES" --seeds $SEEDS --out "$OUT/evaluation.json"
     [[ $EVALUATE_W != *" "* ]] ||
-        $SCORE --w $EVALUATE_W --ema "$EMA" --nfe $NFE --samples "$CHOOSE" --out "$OUT/tradeoff.json"
+        score --w $EVALUATE_W --ema "$EMA" --nfe $NFE --samples "$CHOOSE" --out "$OUT/tradeoff.json"
 fi
 
 # what may go into the repository: no weights, no tables by time
@@ -143,7 +148,8 @@ for phase in warm run; do
     [[ ! -f $OUT/$phase/metrics.jsonl ]] || python3 - "$OUT/$phase/metrics.jsonl" > "$RESULTS/${phase}_metrics.jsonl" <<'PYTHON'
 import json, sys
 for line in open(sys.argv[1]):
-    print(json.dumps({k: v for k, v in json.loads(line).items() if not isinstance(v, dict | list)}))
+    if line.endswith("\n"):  # the last may be cut off by a kill
+        print(json.dumps({k: v for k, v in json.loads(line).items() if not isinstance(v, dict | list)}))
 PYTHON
 done
 [[ ! -f $OUT/tradeoff.json ]] || {
