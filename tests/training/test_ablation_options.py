@@ -50,6 +50,15 @@ def test_a_run_has_the_network_that_was_asked_for_and_its_checkpoint_says_so(cha
         assert getattr(network, name) == change.get(name, getattr(TrainConfig(), name))
 
 
+def test_fewer_jumps_train_and_must_share_the_batch_evenly(tmp_path: Path) -> None:
+    config = replace(tiny_config(tmp_path / "run"), steps=2, batch_size=8)
+    with tiny_network():
+        with pytest.raises(ValueError, match=r"terminal_every=4 must divide the 2 samples .* of batch_size=8"):
+            loop.train(replace(config, terminal_every=4, accumulate=4), show=False)
+        assert not config.run.exists()
+        assert loop.train(replace(config, terminal_every=4), show=False).step == 2
+
+
 @pytest.mark.parametrize("name", ["flow-matching", "mean-flow"])
 def test_other_methods_refuse_the_boundary_option(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has no option boundary_at_end"):

@@ -21,6 +21,11 @@ from tvmatch.training.state import TrainingState
 from tvmatch.training.trained import load_run
 
 
+def share_of(config: TrainConfig, ranks: Ranks) -> int:
+    """Samples of a step that each process gets in each micro-step."""
+    return config.batch_size // (ranks.count * config.accumulate)
+
+
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:
     """Raise `ValueError` unless every rank and micro-step gets the same number of samples, and of jumps."""
     if config.batch_size % (ranks.count * config.accumulate):
@@ -29,7 +34,7 @@ def check_shares(config: TrainConfig, ranks: Ranks) -> None:
             f"process{'es' if ranks.count > 1 else ''} x {config.accumulate} micro-step"
             f"{'s' if config.accumulate > 1 else ''} (--accumulate)."
         )
-    share = config.batch_size // (ranks.count * config.accumulate)
+    share = share_of(config, ranks)
     if share % config.terminal_every:
         raise ValueError(
             f"terminal_every={config.terminal_every} must divide the {share} samples that each process and micro-step "
@@ -58,7 +63,7 @@ def prepare(
     sharded = ranks.strategy == "fsdp"
     prepare_objective(objective, dtype, should_compile(config.compile, device), config.recompute, sharded)
     if objective.has_tangents:
-        verify_tangents(flow, config.batch_size // (ranks.count * config.accumulate), config.terminal_every)
+        verify_tangents(flow, share_of(config, ranks), config.terminal_every)
         # The check for a zero tangent would ask plainly about the samples that jump, and compile all for their number
         flow.tangent_seen = config.terminal_every > 1
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
