@@ -56,12 +56,15 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> bool:
         line = sorted((row for row in rows if row["nfe"] == nfe), key=lambda row: row["w"])
         name = f"{nfe} call{'s' if nfe > 1 else ''}"
         scales, distances = [row["w"] for row in line], [row["frechet"] for row in line]
-        left.errorbar(scales, distances, [row.get("frechet_over_seeds", 0.0) for row in line], marker="o", label=name)
+        deviations = [row.get("frechet_over_seeds", 0.0) for row in line]
+        left.errorbar(scales, distances, deviations if any(deviations) else None, marker="o", label=name)
         right.plot([row["precision"] for row in line], [row["recall"] for row in line], marker="o", label=name)
         for row in line:
-            right.annotate(f"{row['w']:g}", (row["precision"], row["recall"]), fontsize=8)
+            point = row["precision"], row["recall"]
+            right.annotate(f"{row['w']:g}", point, (5, 4), textcoords="offset points", fontsize=8)
     left.set(xlabel="guidance scale w", ylabel="Frechet distance")
     right.set(xlabel="precision", ylabel="recall (numbers: w)")
+    right.margins(x=0.09, y=0.07)  # numbers beside the outermost points stay inside
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
