@@ -3,8 +3,9 @@
 
     python benchmarks/methods_digits.py --workers 14        (11 methods and 2 variants, 3 seeds: 39 runs)
     python benchmarks/methods_digits.py --plot benchmarks/results/methods_digits.json
+    python benchmarks/methods_digits.py --network UNet-Tiny --out benchmarks/results/methods_digits_unet.json ...
 
-Every method trains the same network (DiT-Digits/4, w = 1.5) for equal CPU time, with the shares and times of its own
+Every method trains the same network (w = 1.5) for equal CPU time, with the shares and times of its own
 paper. Flow matching takes Euler steps, consistency training puts in fresh noise between calls. Where scikit-learn is
 missing, --digits takes the pictures from an .npz (images uint8 [N, 8, 8, 1], labels), and the samples, kept in the
 folder RESULTS.samples, are judged by the same command on another machine.
@@ -30,6 +31,7 @@ from tvmatch.networks.presets import build_network, network_config
 from tvmatch.sampling import draw, method_of
 
 W = 1.5
+NETWORK = "DiT-Digits/4"  # the results of another name it
 CHOSEN = ("terminal-velocity, target 0.99", "terminal-velocity, every 4th")  # of the variants
 
 
@@ -56,7 +58,7 @@ def measure(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     data = to_network_range(torch.from_numpy(images)), torch.from_numpy(labels)
     source = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    flow = FlowMap(build_network(network_config("DiT-Digits/4", 8, 1, 10)))
+    flow = FlowMap(build_network(network_config(options.network, 8, 1, 10)))
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.randint(len(images), (options.batch,), generator=source)
@@ -124,7 +126,8 @@ def plot(result: dict, path: Path) -> None:
     ]
     training = result["training"]
     budget = f"{training['seconds']:g} s of CPU time" if training["seconds"] else f"{training['steps']} steps"
-    plot_panels(panels, f"Digits: {budget} of training each, {result['seeds']} seeds, w = {W}", path)
+    network = result.get("network", NETWORK)
+    plot_panels(panels, f"Digits, {network}: {budget} of training each, {result['seeds']} seeds, w = {W}", path)
 
 
 def main() -> None:
@@ -132,6 +135,7 @@ def main() -> None:
     add_options(parser, 60.0, Path("benchmarks/results/methods_digits.json"))
     parser.set_defaults(batch=64, learning_rate=1e-3, methods=[*METHODS, *CHOSEN])
     parser.add_argument("--samples", type=int, default=2000, help="pictures for each figure")
+    parser.add_argument("--network", default=NETWORK, help="a preset (see tvmatch presets)")
     parser.add_argument("--digits", type=Path, help="an .npz with the training digits (default: of scikit-learn)")
     options = parser.parse_args()
     if not options.plot:
@@ -139,7 +143,8 @@ def main() -> None:
             {"method": method, "seed": seed}
             for seed, method in itertools.product(range(options.seeds), options.methods)
         ]
-        run_all(jobs, measure, options, told(options, ("samples", "seeds")))
+        head = told(options, ("samples", "seeds"))
+        run_all(jobs, measure, options, head if options.network == NETWORK else head | {"network": options.network})
     out = options.plot or options.out
     if importlib.util.find_spec("sklearn") is None:
         return print(f"not judged: scikit-learn is missing here; elsewhere run it with --plot {out}")
