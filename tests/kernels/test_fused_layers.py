@@ -1,41 +1,19 @@
 """The fused norms in Triton's interpreter, against the layers' own formulas under torch.func.jvp in float64."""
 
-import copy
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, modulation, short_attention
 from tvmatch.kernels.elementwise import launches_triton, two_parts
-from tvmatch.kernels.head_norm import op as head_norm_op
 from tvmatch.kernels.modulated_norm import op as modulated_norm_op
 from tvmatch.kernels.modulation import op as modulation_op
-from tvmatch.networks.dit import Block, DiTConfig
-from tvmatch.networks.duals import push_forward
-from tvmatch.networks.layers import (
-    Attention,
-    add_gated,
-    add_norm_modulate,
-    modulate,
-    rms_norm,
-    set_compute_dtype,
-)
+from tvmatch.networks.layers import Attention, add_gated, modulate, rms_norm
+
+from .layer_cases import relative_errors
 
 EPS = 1e-6
-
-
-@pytest.fixture(autouse=True)
-def _first_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attention kernels beside these layers are not tuned: that takes a minute of GPU time and changes no result
-    that is looked at here."""
-    monkeypatch.setenv("TVMATCH_AUTOTUNE", "0")
-
-
-def relative_errors(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
-    return [float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(ours, exact, strict=True)]
 
 
 def random(*shape: int) -> Tensor:
@@ -216,89 +194,6 @@ def test_normalised_heads_take_gradients_in_any_order_of_memory() -> None:
     assert max(relative_errors(torch.autograd.grad(weighted_sum(directions, ours), ours_in), gradients)) < 2e-6
 
 
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Let the layers go to the kernels (in the interpreter) or not."""
-
-    def choose(yes: bool, short: bool = False) -> None:
-        monkeypatch.setattr(short_attention, "applies", lambda x, dtype, heads: yes and short)
-        monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes and (h.is_cuda or dtype == torch.float32))
-        monkeypatch.setattr(modulation_op, "MIN_SAMPLES", 1)
-        for module in (head_norm_op, modulated_norm_op, modulation_op):
-            monkeypatch.setattr(module, "launches_triton", lambda x: yes and x.dtype in (torch.float32, torch.bfloat16))
-
-    return choose
-
-
-def stream_and_conditioning(batch: int, tokens: int, size: int) -> list[Tensor]:
-    """Inputs of a block, (x, gate, update, c), and then their tangents."""
-    return [torch.randn(s) for s in ((batch, tokens, size), (batch, 1, size), (batch, tokens, size), (batch, size)) * 2]
-
-
-def results_and_gradients(block: Block, inputs: list[Tensor]) -> list[Tensor]:
-    """What a block gives as a pair and plainly, and the gradients of all inputs and weights."""
-    inputs = [i.clone().requires_grad_() for i in inputs]
-    (primals, tangents), plain = block(*inputs[:4], tangents=inputs[4:]), block(*inputs[:4])
-    results = (*primals, *tangents, *plain)
-    sum(r.sum() + r.square().sum() for r in results).backward()
-    gradients = [i.grad for i in inputs] + [p.grad for p in block.parameters()]
-    return [r.detach().double() for r in (*results, *gradients)]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "short", "tolerance"), [(None, False, 1e-5), (None, True, 1e-5), (torch.bfloat16, False, 0.03)]
-)
-def test_a_block_is_the_same_with_and_without_the_kernels(
-    fused: Callable[..., None], dtype: torch.dtype | None, short: bool, tolerance: float
-) -> None:
-    block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=48, num_heads=3))
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    set_compute_dtype(block, dtype)
-    inputs = stream_and_conditioning(2, 4, 48)
-    results = {}
-    for yes in (False, True):
-        fused(yes)
-        block.zero_grad()
-        results[yes] = results_and_gradients(block, inputs)
-    assert max(relative_errors(results[True], results[False])) < tolerance
-    assert not all(torch.equal(a, b) for a, b in zip(results[True], results[False], strict=True)), "one path ran twice"
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("size", "heads"), [(1152, 18), (384, 6), (1024, 16)])  # attention compiled once
-def test_on_a_gpu_a_block_agrees_with_the_formulas(fused: Callable[..., None], size: int, heads: int) -> None:
-    block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=size, num_heads=heads)).cuda()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=size**-0.5)
-    inputs = [part.cuda() for part in stream_and_conditioning(3, 50, size)]
-    results = []
-    for yes in (False, True):
-        fused(yes)
-        block.zero_grad()
-        results.append(results_and_gradients(block, inputs))
-    assert max(relative_errors(*results)) < 1e-3  # attention's own float32 products differ between its two forms
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("size", "heads", "tokens", "short"), [(1152, 18, 50, False), (384, 6, 64, True)])
-def test_on_a_gpu_a_block_in_16_bits_is_as_exact_as_without_the_kernels(
-    fused: Callable[..., None], size: int, heads: int, tokens: int, short: bool
-) -> None:
-    block = Block(DiTConfig(image_size=4, channels=2, patch_size=2, hidden_size=size, num_heads=heads)).cuda()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=size**-0.5)
-    inputs = [part.cuda() for part in stream_and_conditioning(3, tokens, size)]
-    fused(False)
-    exact = results_and_gradients(copy.deepcopy(block).double(), [part.double() for part in inputs])
-    set_compute_dtype(block, torch.bfloat16)
-    errors = []
-    for yes in (False, True):
-        fused(yes, short)
-        errors.append(relative_errors(results_and_gradients(block, inputs), exact))
-    assert all(ours < 1.5 * max(plain, 2e-3) for plain, ours in zip(*errors, strict=True)), errors
-
-
 @pytest.mark.gpu
 def test_on_a_gpu_gelu_is_taken_into_the_product_before_it() -> None:
     x, weight, bias = (torch.randn(s, device="cuda").bfloat16() for s in ((3, 50, 64), (96, 64), (96,)))
@@ -306,19 +201,6 @@ def test_on_a_gpu_gelu_is_taken_into_the_product_before_it() -> None:
     with torch.no_grad():
         assert linear_gelu.applies(x, x.dtype)
         assert relative_errors((linear_gelu.linear_gelu(x, weight, bias),), (exact,))[0] < 4e-3
-
-
-def test_where_a_tangent_is_missing_zeros_stand_in(fused: Callable[..., None]) -> None:
-    x, tx, update = (torch.randn(2, 4, 48) for _ in range(3))
-    shift, scale, gate = (torch.randn(2, 1, 48) for _ in range(3))
-    slopes = []
-    for yes in (False, True):
-        fused(yes)
-        normalised = push_forward(
-            lambda x: add_norm_modulate(x, shift, scale, gate, update)[1], (x,), (tx,), "normalised"
-        )
-        slopes.append(normalised[1])
-    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("batch", "count", "yes"), [(256, 6, True), (255, 6, False), (256, 2, False), (256, 9, False)])
