@@ -3,6 +3,7 @@ import torch
 
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.networks.presets import NETWORKS, build_network, network_config
+from tvmatch.networks.unet import UNetConfig
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,24 @@ def test_points_have_networks_of_their_own() -> None:
     assert network_config("MLP-32x2", 1, 2, 3) == MLPConfig(2, 3, hidden_size=32, depth=2, as_pictures=True)
     with pytest.raises(ValueError, match="MLP-32x2 is a network for points, not for pictures of 8 pixels"):
         network_config("MLP-32x2", 8, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "config", [network_config("DiT-Digits/4", 8, 1, 10), MLPConfig(), network_config("UNet-Tiny", 8, 3, 10)]
+)
+def test_nothing_is_drawn_where_all_weights_will_be_loaded(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initial weights of DiT-XL take a CPU longer than everything else that opening a run does."""
+    torch.manual_seed(0)
+    full = build_network(config)
+    before = torch.get_rng_state()
+    monkeypatch.setattr("tvmatch.networks.modulated.init_spectral_", None)  # would fail
+    empty = build_network(config, initialise=False)
+    assert torch.equal(torch.get_rng_state(), before) or isinstance(config, UNetConfig)  # its embedding is drawn
+    empty.load_state_dict(full.state_dict())
+    for (name, ours), (_, theirs) in zip(empty.named_buffers(), full.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name  # which no checkpoint holds
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    again = build_network(config)  # and outside, weights are as ever
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, full.state_dict()[name]), name

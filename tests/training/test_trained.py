@@ -42,6 +42,11 @@ def test_the_slowest_average_unless_another_is_named(run: Path) -> None:
         load_run(run, 0.9)
 
 
+def test_opening_makes_no_initial_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvmatch.networks.modulated.init_spectral_", None)  # minutes for the largest networks
+    assert load_run(run).step == 6
+
+
 def test_what_it_knows_of_the_run(run: Path) -> None:
     trained = load_run(run)
     assert (trained.class_names, trained.objective, trained.method, trained.step) == (

@@ -74,7 +74,7 @@ class DiT(ModulatedNetwork):
     With `tangents` it returns the pair (F, dF), where dF is the derivative along (x, t, s); None stands for zero.
     """
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, initialise: bool = True) -> None:
         super().__init__(
             blocks=(Block(config) for _ in range(config.depth)),
             data_shape=(config.channels, config.image_size, config.image_size),
@@ -84,6 +84,7 @@ class DiT(ModulatedNetwork):
             modulation_norm=config.modulation_norm,
             norm=config.norm,
             initialisation=config.initialisation,
+            initialise=initialise,
         )
         self.config = config
         self.side = config.image_size // config.patch_size

@@ -138,15 +138,14 @@ class Attention(nn.Module):
         self.proj = Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps) if self.qk_norm else ()
-        primal, tangent = forward_ad.unpack_dual(x)
-        if self.qk_norm and short_attention.applies(primal, self.qkv.dtype, self.num_heads):
-            results = short_attention.attention_of_qkv(*self.qkv.product(primal, tangent), self.qkv.bias, *norm)
-            return self.proj(results[0] if tangent is None else forward_ad.make_dual(*results))
         qkv = self.qkv(x)
         primal, tangent = forward_ad.unpack_dual(qkv)
         if not self.qk_norm or not head_norm.applies(primal, self.num_heads):
             return self.proj(self.attend(qkv))
+        norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps)
+        if short_attention.applies(primal, self.num_heads):
+            results = short_attention.attention_of_qkv(primal, tangent, *norm)
+            return self.proj(results[0] if tangent is None else forward_ad.make_dual(*results))
         if tangent is not None:
             return self.proj(forward_ad.make_dual(*head_norm.dual_attention_of_qkv(primal, tangent, *norm)))
         o = scaled_dot_product_attention(*head_norm.normalised_heads(primal, *norm))

@@ -52,7 +52,7 @@ class MLPBlock(PairModule):
 class MLP(ModulatedNetwork):
     """F(x, t, s, class, w) for points [B, dimension], or [B, dimension, 1, 1] where the configuration says so."""
 
-    def __init__(self, config: MLPConfig) -> None:
+    def __init__(self, config: MLPConfig, initialise: bool = True) -> None:
         super().__init__(
             blocks=(MLPBlock(config) for _ in range(config.depth)),
             data_shape=(config.dimension, 1, 1) if config.as_pictures else (config.dimension,),
@@ -62,6 +62,7 @@ class MLP(ModulatedNetwork):
             modulation_norm=config.modulation_norm,
             norm=config.norm,
             initialisation=config.initialisation,
+            initialise=initialise,
         )
         self.config = config
 

@@ -55,6 +55,7 @@ class ModulatedNetwork(Network):
         modulation_norm: bool = True,
         norm: Norm = "rms",
         initialisation: Initialisation = "spectral",
+        initialise: bool = True,
     ) -> None:
         super().__init__(num_classes, data_shape)
         self.initialisation = initialisation
@@ -62,7 +63,8 @@ class ModulatedNetwork(Network):
         self.conditioning = Conditioning(hidden_size, num_classes)
         self.blocks = nn.ModuleList(blocks)
         self.final = FinalLayer(hidden_size, token_size, modulation_norm, norm)
-        self.reset_parameters()
+        if initialise:
+            self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initial weights: spectral norm 1 (or Xavier's uniform ones); modulation and output zero; class embeddings

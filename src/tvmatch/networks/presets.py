@@ -2,7 +2,9 @@
 
 import difflib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch.overrides import TorchFunctionMode
 
 from tvmatch.networks.base import Network
 from tvmatch.networks.dit import DiT, DiTConfig
@@ -70,13 +72,31 @@ def network_config(preset: str, image_size: int, channels: int, num_classes: int
     )
 
 
-def build_network(config: NetworkConfig) -> Network:
-    """A freshly initialised network of the given shape."""
+def build_network(config: NetworkConfig, initialise: bool = True) -> Network:
+    """A freshly initialised network of the given shape. Without `initialise` its weights are whatever lay in memory,
+    for a caller who loads all of them: to make initial ones of DiT-XL takes a CPU a minute or two."""
+    if not initialise:
+        with _Uninitialised():
+            return _build(config, initialise=False)
+    return _build(config, initialise=True)
+
+
+def _build(config: NetworkConfig, initialise: bool) -> Network:
     match config:
         case DiTConfig():
-            return DiT(config)
+            return DiT(config, initialise)
         case MLPConfig():
-            return MLP(config)
+            return MLP(config, initialise)
         case UNetConfig():
             return UNet(config)
     raise TypeError(f"no network has a configuration of type {type(config).__name__}.")
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Layers made inside are not filled with PyTorch's initial numbers either."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

@@ -61,9 +61,10 @@ def network_shape(config: TrainConfig, image_size: int, channels: int, num_class
     return dataclasses.replace(shape, **{name: getattr(config, name) for name in NETWORK_OPTIONS if name in known})
 
 
-def build_flow(config: TrainConfig, network: DiTConfig) -> FlowMap:
-    """A freshly initialised flow map; initial weights come from torch's global random stream."""
-    return FlowMap(build_network(network), scaled=config.scaled)
+def build_flow(config: TrainConfig, network: DiTConfig, initialise: bool = True) -> FlowMap:
+    """A freshly initialised flow map; initial weights come from torch's global random stream. Without `initialise` they
+    are arbitrary, and all of them must be loaded."""
+    return FlowMap(build_network(network, initialise), scaled=config.scaled)
 
 
 def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:

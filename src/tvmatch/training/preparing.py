@@ -51,11 +51,12 @@ def prepare(
     channels, side, _ = source.shape
     shape = network_shape(config, side, channels, source.num_classes)
     device = ranks.device
+    loaded = config.initial is not None and fresh
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         with device:  # initial weights are normalised on the device: quick for large networks on a GPU
-            flow = build_flow(config, shape)
-    if config.initial is not None and fresh:
+            flow = build_flow(config, shape, initialise=not loaded)
+    if loaded:
         load_initial(flow, Path(config.initial))
     objective = build_objective(config, flow)
     ema = EvaluationEma(flow, config.evaluation_ema)

@@ -71,7 +71,8 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
         path = checkpoints[-1]
     header = read_header(path)
     ema = choose_average(path, averages_in(path), ema)
-    flow = FlowMap(build_network(network_from_header(header.get("network"), str(path))), scaled=header["scaled"])
+    shape = network_from_header(header.get("network"), str(path))
+    flow = FlowMap(build_network(shape, initialise=False), scaled=header["scaled"])
     tensors = read_checkpoint(path, ema_prefix(ema))
     ours = {name: value.shape for name, value in flow.state_dict().items()}
     check_same_names(ours, {name: value.shape for name, value in tensors.items()}, str(path))
