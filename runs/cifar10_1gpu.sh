@@ -15,7 +15,7 @@
 #
 # Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call; the best pair then with
 # ALSO and SAMPLES in NFE calls, and that average at all of EVALUATE_W with CHOOSE. W is one scale or a range, for which
-# EVALUATE_W must name scales in it. Figures, samples, config and log go to RESULTS (default OUT/results), without weights.
+# EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing: for further seeds. Figures, samples, config and log go to RESULTS (default OUT/results), without weights.
 # STAGES says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
@@ -24,7 +24,7 @@
 # Expected of the defaults on one H200, FID of 20,000 samples in 1 / 2 / 4 calls (docs/evaluation.md):
 #   terminal-velocity   18.0 / 12.3 / 10.8   (seed 0)
 #   mean-flow           34.3 / 13.8 / 12.8   (seed 0)
-#                       41.9 / 13.9 / 13.3   (SEED=1 EMAS=0.9995 EVALUATE_W=2, which seed 0 had chosen)
+#                       41.9 / 13.9 / 13.3   (SEED=1 PAIR="0.9995 2", which seed 0 had chosen)
 #   flow-matching        282 /  100 / 35.9   (seed 0, EMAS=0.998)
 # Another GPU trains more steps or fewer in the time. 25 minutes have not been run.
 set -euo pipefail
@@ -46,6 +46,11 @@ SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-3000} ALSO=${ALSO:-20000} NFE=${NFE:-
 TERMINAL_EVERY=${TERMINAL_EVERY:-4}  # TVM: the terminal term of every n-th sample only (docs/ablations.md)
 [[ $EVALUATE_W != *:* ]] || { # after minutes of training `evaluate` would say so
     echo "W=$W is a range: EVALUATE_W must name scales in it, as in EVALUATE_W='1 1.5 2'" >&2
+    exit 2
+}
+PAIR=${PAIR:-}
+[[ -z $PAIR || (" $EMAS " == *" ${PAIR%% *} "* && $PAIR =~ ^[0-9.]+\ [0-9.]+$) ]] || {
+    echo "PAIR='$PAIR' should be one of EMAS='$EMAS', a blank and a guidance scale, as in PAIR='${EMAS%% *} 2'" >&2
     exit 2
 }
 EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
@@ -122,8 +127,10 @@ if [[ " $STAGES " == *" evaluate "* ]]; then
     [[ -f $STATISTICS ]] || $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
     score() { $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" "$@"; }
     # a choice among other candidates is none among these
-    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$EMAS; $EVALUATE_W; $CHOOSE" ]] || rm -rf "$OUT/best" "$OUT/choose"
-    echo "$EMAS; $EVALUATE_W; $CHOOSE" > "$OUT/chosen_among"
+    CANDIDATES="$EMAS; $EVALUATE_W; $CHOOSE; $PAIR"
+    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$CANDIDATES" ]] || rm -rf "$OUT/best" "$OUT/choose"
+    echo "$CANDIDATES" > "$OUT/chosen_among"
+    [[ -z $PAIR ]] || echo "$PAIR" > "$OUT/best"
     [[ -s $OUT/best ]] || {
         CALLS=1
         [[ $OBJECTIVE != flow-matching ]] || CALLS=${NFE##* }

@@ -111,3 +111,22 @@ def test_a_range_without_scales_is_refused_before_training(recipe, tmp_path: Pat
     assert "EVALUATE_W must name scales" in result.stderr
     assert not commands
     assert not (tmp_path / "a run").exists()
+
+
+def test_a_pair_is_scored_without_a_choice(recipe) -> None:
+    """As the second seed of MeanFlow was: at the pair of the first."""
+    result, commands = recipe("mean-flow", SEED="1", PAIR="0.9995 2", SAMPLES="0", EVALUATE_W="2")
+    assert result.returncode == 0, result.stderr
+    (only,) = (c for c in commands if c[0] == "evaluate")
+    assert only[only.index("--w") : only.index("--samples")] == ["--w", "2", "--ema", "0.9995", "--nfe", "1", "2", "4"]
+    assert config_of(commands[1])["evaluation_ema"] == [0.995, 0.998, 0.9995]
+    committed = json.loads((RESULTS / "mean_flow_420s_seed1" / "evaluation_20000.json").read_text())
+    assert (committed["checkpoint"]["ema"], committed["rows"][0]["w"]) == (0.9995, 2)
+
+
+@pytest.mark.parametrize("pair", ["0.9 2", "0.9995", "0.9995 2 3"])
+def test_a_pair_that_is_none_is_refused_before_training(recipe, pair: str) -> None:
+    result, commands = recipe(PAIR=pair)
+    assert result.returncode == 2
+    assert f"PAIR='{pair}' should be" in result.stderr
+    assert not commands
