@@ -95,16 +95,15 @@ def measure(batch: int, tokens: int, size: int, heads: int, rate: float) -> list
         "modulation, backward": (lambda: ops.normalised_chunks_backward(m, None, chunks[:6], 1e-6), 24 / tokens),
     }
     if tokens <= tvmatch.kernels.short_attention.op.MAX_TOKENS:
-        three = [bias[: 3 * size], *weights]
         cases |= {
-            "attention, pair": (lambda: ops.short_attention(qkv, tqkv, three, heads, 1e-6), 8),
-            "attention": (lambda: ops.short_attention(qkv, None, three, heads, 1e-6), 4),
+            "attention, pair": (lambda: ops.short_attention(qkv, tqkv, weights, heads, 1e-6), 8),
+            "attention": (lambda: ops.short_attention(qkv, None, weights, heads, 1e-6), 4),
             "attention, pair, backward": (
-                lambda: ops.short_attention_backward(qkv, tqkv, three, [gh, gth], heads, 1e-6),
+                lambda: ops.short_attention_backward(qkv, tqkv, weights, [gh, gth], heads, 1e-6),
                 14,
             ),
             "attention, backward": (
-                lambda: ops.short_attention_backward(qkv, None, three, [gh], heads, 1e-6),
+                lambda: ops.short_attention_backward(qkv, None, weights, [gh], heads, 1e-6),
                 7,
             ),
         }

@@ -24,7 +24,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Let the layers go to the kernels (in the interpreter) or not."""
 
     def choose(yes: bool, short: bool = False) -> None:
-        monkeypatch.setattr(short_attention, "applies", lambda x, dtype, heads: yes and short)
+        monkeypatch.setattr(short_attention, "applies", lambda qkv, heads: yes and short)
         monkeypatch.setattr(biased_gelu, "applies", lambda h, dtype: yes)
         monkeypatch.setattr(modulation_op, "MIN_SAMPLES", 1)
         for module in (head_norm_op, modulated_norm_op, modulation_op):

@@ -24,13 +24,15 @@ def norm_gradient(x, tx, weight, g, tg, size, eps, PAIR: tl.constexpr):
     """Gradients of `normalised` by x and tx, and the sum for the weight (formulas: `modulated_norm`'s backward)."""
     r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
     unit = x * r
-    total = tl.sum(g * unit, 0)
+    part = g * unit
+    if PAIR:
+        m = tl.sum(unit * tx, 1)[:, None] / size
+        part += tg * (r * (tx - m * unit))
+    total = tl.sum(part, 0)  # one sum over rows, which the warps of a program share: it is the dearest line here
     g = g * weight
     along = tl.sum(g * unit, 1)[:, None] / size
     gtx = g
     if PAIR:
-        m = tl.sum(unit * tx, 1)[:, None] / size
-        total += tl.sum(tg * (r * (tx - m * unit)), 0)
         tg = tg * weight
         q = tl.sum(tg * unit, 1)[:, None] / size
         p = tl.sum(tg * tx, 1)[:, None] / size

@@ -17,36 +17,31 @@ PAIR_BACKWARD_WARPS = 4  # 8 would take 232 registers and spill nothing, but lea
 REGISTERS = 168  # of a thread, at most, in the backward without tangents: three programs then share a multiprocessor
 
 
-def applies(x: Tensor, dtype: torch.dtype, heads: int) -> bool:
-    """Whether the kernels take what a product in `dtype` makes of x [B, N, heads D]: on a GPU in 16 bits, N and D up to
-    64."""
+def applies(qkv: Tensor, heads: int) -> bool:
+    """Whether the kernels take this packed projection [B, N, 3 heads D]: on a GPU in 16 bits, N and D up to 64."""
     return (
-        launches_triton(x)
-        and dtype in (torch.bfloat16, torch.float16)
-        and x.dim() == 3
-        and x.shape[1] <= MAX_TOKENS
-        and x.shape[2] // heads <= MAX_SIZE
+        launches_triton(qkv)
+        and qkv.dtype != torch.float32
+        and qkv.dim() == 3
+        and qkv.shape[1] <= MAX_TOKENS
+        and head_size(qkv, heads) <= MAX_SIZE
     )
 
 
 def attention_of_qkv(
-    qkv: Tensor, tqkv: Tensor | None, bias: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
+    qkv: Tensor, tqkv: Tensor | None, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, ...]:
     """Attention with RMS-normalised queries and keys: (o,), or with a tangent of the projection (o, to).
 
-    The bias is added here and not by the product before, so that its gradient, a sum over what the backward writes
-    anyway, needs no pass of its own.
-
     Args:
-        qkv, tqkv: packed projections [B, N, 3 heads D], without their bias.
-        bias: [3 heads D], of the projection.
+        qkv, tqkv: packed projections [B, N, 3 heads D].
         q_weight, k_weight: [D], of the norm.
         eps: added to the mean squares.
 
     Returns:
         [B, N, heads D] each.
     """
-    return _ShortAttention.apply(qkv, tqkv, bias, q_weight, k_weight, heads, eps)
+    return _ShortAttention.apply(qkv, tqkv, q_weight, k_weight, heads, eps)
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -65,10 +60,8 @@ class _ShortAttention(torch.autograd.Function):
         *streams, sums = torch.ops.tvmatch.short_attention_backward(
             qkv, tqkv, weights, list(gradients), ctx.heads, ctx.eps
         )
-        of_heads = sums.view(-1, ctx.heads, *sums.shape[1:]).sum(dim=0)  # [heads, 5, D]
-        g_bias = of_heads[:, 2:].transpose(0, 1).flatten().to(weights[0].dtype)
         gtqkv = None if tqkv is None else streams[1]
-        return streams[0], gtqkv, g_bias, *of_heads[:, :2].sum(dim=0).unbind(), None, None
+        return streams[0], gtqkv, *sums.sum(dim=0).unbind(), None, None
 
 
 def _launched(qkv: Tensor, heads: int, eps: float) -> tuple[tuple[int, float, float], dict[str, object]]:
@@ -127,7 +120,7 @@ def _backward(
 def _backward_fake(
     qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], gradients: list[Tensor], heads: int, eps: float
 ) -> list[Tensor]:
-    sums = sums_of_programs(qkv, qkv.shape[0] * heads, 5, head_size(qkv, heads))
+    sums = sums_of_programs(qkv, qkv.shape[0] * heads, 2, head_size(qkv, heads))
     return [*like_projections(qkv, tqkv), sums]
 
 

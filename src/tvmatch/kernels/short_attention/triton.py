@@ -30,20 +30,25 @@ def _scores(q, k, tq, tk, visible, scale, PAIR: tl.constexpr, EXACT: tl.constexp
 @triton.jit
 def _place(tokens, HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """What this program's head is in memory: rows, columns, both as one mask, and the offsets of a tile of q in the
-    projection, of the outputs, and of q's part of a bias."""
+    projection and of the outputs."""
     sample = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
     row = tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     token = sample * tokens + row[:, None]
-    line = head * SIZE + column
     mask = (column < SIZE) & (row[:, None] < tokens)
-    return row, column, mask, token * (3 * HEADS * SIZE) + line, token * (HEADS * SIZE) + line, line
+    return (
+        row,
+        column,
+        mask,
+        token * (3 * HEADS * SIZE) + head * SIZE + column,
+        token * (HEADS * SIZE) + head * SIZE + column,
+    )
 
 
 @triton.jit
 def _inputs(
-    qkv, tqkv, bias, q_weight, k_weight, at, line, mask, column, eps,
+    qkv, tqkv, q_weight, k_weight, at, mask, column, eps,
     WIDTH: tl.constexpr, SIZE: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """Normalised q and k with their tangents, v and its tangent, in the dtype of the projection."""
@@ -52,11 +57,9 @@ def _inputs(
     inside = column < SIZE
     wq = load_row(q_weight + column, inside)
     wk = load_row(k_weight + column, inside)
-    x = load_row(qkv + at, mask) + load_row(bias + line, inside)
-    q, tq = normalised(x, load_row(tqkv_or_qkv + at, mask), wq, SIZE, eps, PAIR)
-    x = load_row(qkv + at + WIDTH, mask) + load_row(bias + line + WIDTH, inside)
-    k, tk = normalised(x, load_row(tqkv_or_qkv + at + WIDTH, mask), wk, SIZE, eps, PAIR)
-    v = (load_row(qkv + at + 2 * WIDTH, mask) + load_row(bias + line + 2 * WIDTH, inside)).to(dtype)
+    q, tq = normalised(load_row(qkv + at, mask), load_row(tqkv_or_qkv + at, mask), wq, SIZE, eps, PAIR)
+    k, tk = normalised(load_row(qkv + at + WIDTH, mask), load_row(tqkv_or_qkv + at + WIDTH, mask), wk, SIZE, eps, PAIR)
+    v = tl.load(qkv + at + 2 * WIDTH, mask, 0.0)
     tv = v
     if PAIR:
         tv = tl.load(tqkv + at + 2 * WIDTH, mask, 0.0)
@@ -65,15 +68,15 @@ def _inputs(
 
 @triton.jit
 def short_forward_kernel(
-    qkv, tqkv, bias, q_weight, k_weight, o, to, tokens, eps, scale,
+    qkv, tqkv, q_weight, k_weight, o, to, tokens, eps, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PAIR: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """o = P v, to = (P B) v + P tv, [B, tokens, HEADS, SIZE] (see `_scores`), from qkv + bias."""
+    """o = P v, to = (P B) v + P tv, [B, tokens, HEADS, SIZE] (see `_scores`)."""
     width: tl.constexpr = HEADS * SIZE
-    row, column, mask, at, out, line = _place(tokens, HEADS, SIZE, ROWS, BLOCK)
+    row, column, mask, at, out = _place(tokens, HEADS, SIZE, ROWS, BLOCK)
     q, tq, k, tk, v, tv = _inputs(
-        qkv, tqkv, bias, q_weight, k_weight, at, line, mask, column, eps, width, SIZE, PAIR
+        qkv, tqkv, q_weight, k_weight, at, mask, column, eps, width, SIZE, PAIR
     )  # fmt: skip
     p, b = _scores(q, k, tq, tk, (row < tokens)[None, :], scale, PAIR, EXACT)
     low = p.to(v.dtype)
@@ -87,21 +90,21 @@ def short_forward_kernel(
 
 @triton.jit
 def short_backward_kernel(
-    qkv, tqkv, bias, q_weight, k_weight, do, dto, gqkv, gtqkv, sums, tokens, eps, scale,
+    qkv, tqkv, q_weight, k_weight, do, dto, gqkv, gtqkv, sums, tokens, eps, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PAIR: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of `short_forward_kernel` by the packed projection and its tangent; `sums` [programs, 5, SIZE] gets
-    what the program adds up for the two weights, and for the bias of q, k and v.
+    """Gradients of `short_forward_kernel` by the packed projection and its tangent; `sums` [programs, 2, SIZE] gets
+    what the program adds up for the two weights.
 
     With C = dto v^T - rowsum(P dto v^T) and Y = do v^T + dto tv^T + B C:
         dtS = P C   dS = P (Y - rowsum(P Y))   dv = P^T do + (P B)^T dto   dtv = P^T dto
         dq = scale (dS k + dtS tk)   dtq = scale dtS k   dk = scale (dS^T q + dtS^T tq)   dtk = scale dtS^T q
     """
     width: tl.constexpr = HEADS * SIZE
-    row, column, mask, at, out, line = _place(tokens, HEADS, SIZE, ROWS, BLOCK)
+    row, column, mask, at, out = _place(tokens, HEADS, SIZE, ROWS, BLOCK)
     q, tq, k, tk, v, tv = _inputs(
-        qkv, tqkv, bias, q_weight, k_weight, at, line, mask, column, eps, width, SIZE, PAIR
+        qkv, tqkv, q_weight, k_weight, at, mask, column, eps, width, SIZE, PAIR
     )  # fmt: skip
     p, b = _scores(q, k, tq, tk, (row < tokens)[None, :], scale, PAIR, EXACT)
     dtype = v.dtype
@@ -120,7 +123,6 @@ def short_backward_kernel(
         tl.store(gtqkv + at + 2 * width, gtv.to(gtqkv.dtype.element_ty), mask)
         ds_t = (p * c * scale).to(dtype)
     tl.store(gqkv + at + 2 * width, gv.to(gqkv.dtype.element_ty), mask)
-    tl.store(sums + tl.program_id(0) * (5 * SIZE) + 4 * SIZE + column, tl.sum(gv, 0)[None, :], column < SIZE)
     ds = (p * (y - tl.sum(p * y, 1)[:, None]) * scale).to(dtype)
 
     # what is read again below was written over in registers long ago, and still lies in the cache
@@ -132,14 +134,13 @@ def short_backward_kernel(
         gq = tl.dot(ds_t, tk, gq, input_precision=EXACT)
         gtq = tl.dot(ds_t, k, input_precision=EXACT)
         tx = load_row(tqkv + at, mask)
-    x = load_row(qkv + at, mask) + load_row(bias + line, inside)
+    x = load_row(qkv + at, mask)
     gq, gtq, q_total = norm_gradient(x, tx, load_row(q_weight + column, inside), gq, gtq, SIZE, eps, PAIR)
     tl.store(gqkv + at, gq.to(gqkv.dtype.element_ty), mask)
     if PAIR:
         tl.store(gtqkv + at, gtq.to(gtqkv.dtype.element_ty), mask)
-    sums += tl.program_id(0) * (5 * SIZE) + column
+    sums += tl.program_id(0) * (2 * SIZE) + column
     tl.store(sums, q_total[None, :], inside)
-    tl.store(sums + 2 * SIZE, tl.sum(gq, 0)[None, :], inside)
 
     gk = tl.dot(tl.trans(ds), q, input_precision=EXACT)
     gtk = gk
@@ -147,10 +148,9 @@ def short_backward_kernel(
         gk = tl.dot(tl.trans(ds_t), tq, gk, input_precision=EXACT)
         gtk = tl.dot(tl.trans(ds_t), q, input_precision=EXACT)
         tx = load_row(tqkv + at + width, mask)
-    x = load_row(qkv + at + width, mask) + load_row(bias + line + width, inside)
+    x = load_row(qkv + at + width, mask)
     gk, gtk, k_total = norm_gradient(x, tx, load_row(k_weight + column, inside), gk, gtk, SIZE, eps, PAIR)
     tl.store(gqkv + at + width, gk.to(gqkv.dtype.element_ty), mask)
     if PAIR:
         tl.store(gtqkv + at + width, gtk.to(gtqkv.dtype.element_ty), mask)
     tl.store(sums + SIZE, k_total[None, :], inside)
-    tl.store(sums + 3 * SIZE, tl.sum(gk, 0)[None, :], inside)
