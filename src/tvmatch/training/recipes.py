@@ -107,11 +107,12 @@ def find_recipe(name: str) -> Recipe:
 
 
 def fastest_row(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of the fastest step on one GPU that was measured for the recipe's network, data and objective; `rows` as
-    `benchmarks/train_step.py` writes them. None where there is none."""
+    """The row of the fastest step on one GPU that was measured for the recipe's network, data, objective and share of
+    jumps; `rows` as `benchmarks/train_step.py` writes them. None where there is none."""
     config, shape = recipe.config(), "x".join(map(str, recipe.shape))
     wanted = {"network": config.network, "data": shape, "objective": config.objective, "gpus": 1}
-    fitting = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    wanted["terminal_every"] = config.terminal_every
+    fitting = [row for row in rows if all(({"terminal_every": 1} | row).get(key) == wanted[key] for key in wanted)]
     return max(fitting, key=lambda row: row["images_per_second"], default=None)
 
 
