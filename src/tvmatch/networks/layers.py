@@ -6,12 +6,11 @@ transforms the norm and GELU use PyTorch's rules too. On a GPU, `add_norm_modula
 what they say here otherwise is the reference that the kernels are tested against.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, modulation, short_attention
@@ -63,19 +62,6 @@ class RMSNorm(nn.Module):
         return (rms_norm(at_least_float32(x), self.eps) * self.weight).to(x.dtype)
 
 
-class CopyOf(torch.autograd.Function):
-    """(weight, its copy in 16 bits) -> the copy; the gradient goes to the weight, in the weight's dtype."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, copy: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
-        return copy.view_as(copy)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.to(ctx.dtype), None
-
-
 class Linear(nn.Linear):
     """Affine map [..., in] -> [..., out]; of a dual tensor, two plain products with the bias on the primal only.
 
@@ -85,20 +71,21 @@ class Linear(nn.Linear):
     """
 
     compute_dtype: torch.dtype | None = None
-    copies: tuple[Tensor, Tensor] | None = None  # of weight and bias in compute_dtype, which the engine keeps equal
+    # of weight and bias in compute_dtype, and of the weight again for tangents, which the engine keeps equal
+    copies: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(input)
-        weight, bias = self.cast()
+        weight, bias, for_tangent = self.cast()
         output = functional.linear(primal.to(weight.dtype), weight, bias)
         if tangent is None:
             return output
-        return forward_ad.make_dual(output, functional.linear(tangent.to(weight.dtype), weight))
+        return forward_ad.make_dual(output, functional.linear(tangent.to(weight.dtype), for_tangent))
 
     def product(self, primal: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both times the weight, without the bias: whatever reads the result next adds it, and so its gradient."""
-        weight, _ = self.cast()
-        slope = None if tangent is None else functional.linear(tangent.to(weight.dtype), weight)
+        weight, _, for_tangent = self.cast()
+        slope = None if tangent is None else functional.linear(tangent.to(weight.dtype), for_tangent)
         return functional.linear(primal.to(weight.dtype), weight), slope
 
     @property
@@ -106,11 +93,22 @@ class Linear(nn.Linear):
         """Of the products."""
         return self.compute_dtype or self.weight.dtype
 
-    def cast(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias in the dtype of the products; gradients go to the parameters."""
-        if self.copies is None:
-            return self.weight.to(self.dtype), self.bias.to(self.dtype)
-        return CopyOf.apply(self.weight, self.copies[0]), CopyOf.apply(self.bias, self.copies[1])
+    def cast(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight and bias in the dtype of the products, and the weight for products of tangents; gradients go to the
+        parameters."""
+        if self.copies is not None:
+            if torch.is_grad_enabled() and self.weight.requires_grad and not self.copies[0].requires_grad:
+                raise RuntimeError(
+                    "a layer with 16-bit copies of its weights was called past its block, so its weights would get no "
+                    "gradient. Call the network or the block itself, not its forward."
+                )
+            return self.copies
+        weight = self.weight.to(self.dtype)
+        return weight, self.bias.to(self.dtype), weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copies: nobody would keep those of a copied layer equal to its weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "copies"}
 
 
 def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -171,7 +169,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(x)
         if tangent is None and linear_gelu.applies(primal, self.fc1.dtype):
-            return self.fc2(linear_gelu.linear_gelu(primal.to(self.fc1.dtype), *self.fc1.cast()))
+            return self.fc2(linear_gelu.linear_gelu(primal.to(self.fc1.dtype), *self.fc1.cast()[:2]))
         if biased_gelu.applies(primal, self.fc1.dtype):
             results = biased_gelu.biased_gelu(*self.fc1.product(primal, tangent), self.fc1.bias)
             return self.fc2(results[0] if tangent is None else forward_ad.make_dual(*results))
