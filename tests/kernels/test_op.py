@@ -1,9 +1,8 @@
-"""The operator around the kernels: forward-mode AD, torch.func, compilers, masks of the drop-in, and loud failures."""
+"""The operator around the kernels: forward-mode AD, torch.func, compilers, and loud failures."""
 
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-import torch.nn.functional as F
 
 from tvmatch.kernels.dual_attention import dual_attention, scaled_dot_product_attention
 
@@ -188,25 +187,6 @@ def test_forward_mode_twice_raises():
         torch.func.jvp(lambda *p: torch.func.jvp(model, p, TANGENTS)[1], PRIMALS, TANGENTS)
     with pytest.raises(RuntimeError, match="would be dropped"):
         torch.func.jvp(torch.func.grad(loss(model)), PRIMALS, TANGENTS)
-
-
-def test_plain_tensors_go_to_pytorch(monkeypatch):
-    calls = []
-    original = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or original(*a, **k))
-    lengths = torch.tensor([2, 5])
-    for causal in (False, True):
-        for kv in (None, lengths):
-            got = scaled_dot_product_attention(*PRIMALS, scale=0.4, causal=causal, kv_lengths=kv)
-            same([got], [plain_attention(*PRIMALS, 0.4, causal, kv)])
-    assert len(calls) == 4
-
-
-def test_dual_and_plain_agree_on_the_primal():
-    for options in ({}, {"causal": True}, {"kv_lengths": torch.tensor([2, 5])}, {"scale": 0.2}):
-        with fwAD.dual_level():
-            y = scaled_dot_product_attention(fwAD.make_dual(P[0], P[3]), *P[1:3], **options)
-            same([fwAD.unpack_dual(y).primal], [scaled_dot_product_attention(*PRIMALS, **options)])
 
 
 def test_autocast():

@@ -72,39 +72,76 @@ def scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
     *,
     scale: float | None = None,
+    enable_gqa: bool = False,
     causal: bool = False,
     kv_lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention for plain and for dual tensors.
+    """Attention for plain and for dual tensors, called as PyTorch's function of this name, and with `kv_lengths`.
 
-    Plain tensors go to ``torch.nn.functional.scaled_dot_product_attention``. Where at least one of q, k, v carries a
-    tangent (inside ``torch.autograd.forward_ad.dual_level`` or ``torch.func.jvp``), the pair goes to `dual_attention`
-    and comes back as a dual tensor.
+    Plain tensors go to ``torch.nn.functional.scaled_dot_product_attention`` with all its arguments. Where at least one
+    of q, k, v carries a tangent (inside ``torch.autograd.forward_ad.dual_level`` or ``torch.func.jvp``), the pair goes
+    to `dual_attention` and comes back as a dual tensor.
 
     Args:
-        q: [B, H, N_q, D]. k, v: [B, H, N_kv, D].
-        scale, causal, kv_lengths, backend: as in `dual_attention`; `backend` chooses for dual tensors only.
+        q: [B, H, N_q, D]. k, v: [B, H, N_kv, D]; plain tensors may have any shapes that PyTorch's function takes.
+        attn_mask, dropout_p: for plain tensors only, without `kv_lengths`.
+        is_causal: PyTorch's name of `causal`, which is as in `dual_attention`; either of them is enough.
+        enable_gqa: k and v may have fewer heads than q, each for a group of them.
+        scale, kv_lengths, backend: as in `dual_attention`; `backend` chooses for dual tensors only.
 
     Returns:
         [B, H, N_q, D]; a dual tensor where an input was one.
+
+    Raises:
+        ValueError: `attn_mask` or `dropout_p` with dual tensors or with `kv_lengths`; for dual tensors and with
+            `kv_lengths` also what `dual_attention` refuses.
     """
+    causal = causal or is_causal
     (q, tq), (k, tk), (v, tv) = (fwAD.unpack_dual(x) for x in (q, k, v))
     if not torch.compiler.is_compiling():
         # PyTorch's forward-mode rules mark some tangents as known zeros; their work can be skipped.
         tq, tk, tv = (None if t is not None and t._is_zerotensor() else t for t in (tq, tk, tv))
-    if tq is not None or tk is not None or tv is not None:
+    _check_backend(backend)
+    dual = tq is not None or tk is not None or tv is not None
+    if not dual and kv_lengths is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal=causal, scale=scale, enable_gqa=enable_gqa
+        )
+    _refuse_mask_and_dropout(attn_mask, dropout_p, "dual tensors" if dual else "kv_lengths")
+    if enable_gqa:
+        k, v, tk, tv = (_all_heads(x, q) for x in (k, v, tk, tv))
+    if dual:
         o, to = dual_attention(q, k, v, tq, tk, tv, scale=scale, causal=causal, kv_lengths=kv_lengths, backend=backend)
         return fwAD.make_dual(o, to)
     check_inputs((q, k, v, None, None, None), kv_lengths, scale)
-    _check_backend(backend)
-    if kv_lengths is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     visible = torch.arange(k.shape[2], device=q.device) < kv_lengths[:, None]
     visible = visible[:, None, None, :]
     if causal:
         order = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         visible = visible & order
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+
+
+def _refuse_mask_and_dropout(attn_mask: Tensor | None, dropout_p: float, where: str) -> None:
+    if attn_mask is not None:
+        raise ValueError(
+            f"attn_mask has shape {list(attn_mask.shape)}; with {where} attention can be masked by causal=True and "
+            "kv_lengths only"
+        )
+    if dropout_p != 0:
+        raise ValueError(f"dropout_p is {dropout_p}; with {where} it must be 0, drop what attention returns instead")
+
+
+def _all_heads(x: Tensor | None, q: Tensor) -> Tensor | None:
+    """k, v or a tangent of them with as many heads as q, each repeated for its group."""
+    if x is None or x.dim() != 4 or q.dim() != 4 or x.shape[1] == q.shape[1]:
+        return x
+    if q.shape[1] % x.shape[1] != 0:
+        raise ValueError(f"q has {q.shape[1]} heads and k or v {x.shape[1]}; grouped queries need a multiple")
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
