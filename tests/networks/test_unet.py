@@ -118,6 +118,14 @@ def test_presets(name: str, size: int, millions: float) -> None:
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
 
 
+def test_a_class_is_felt_from_the_beginning() -> None:
+    """With the class embeddings of a DiT (0.02) digits of no class were drawn after 300 steps."""
+    torch.manual_seed(0)
+    ones = torch.ones(2)
+    first, second = UNet(SMALL).conditioning(ones, 0.5 * ones, ones, torch.tensor([0, 1]))
+    assert (first - second).norm() > 0.5 * first.norm()
+
+
 def test_it_survives_a_header() -> None:
     config = network_config("UNet-Tiny", 8, 1, 10)
     assert network_from_header(network_to_header(config), "here") == config
