@@ -9,7 +9,6 @@ are written again from what is there. A test holds docs/ to these tables, so tha
 
 import argparse
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import bound
 import gradient_norms
 from methods_tables import digits_table, plane_table
+from page_tables import with_tables
 from tvmatch.ablation.report import draw, markdown, show
 from tvmatch.ablation.studies import STUDIES
 
@@ -85,13 +85,8 @@ TABLES = {  # page -> marker -> (file, table)
 
 def filled(page: str, text: str) -> str:
     """The page with the tables of its markers as the results have them."""
-    for marker, (file, table) in TABLES[page].items():
-        content = table(json.loads((RESULTS / file).read_text()))
-        pattern = rf"(<!-- figures: {marker} -->\n).*?(<!-- end of figures -->)"
-        text, found = re.subn(pattern, lambda m, c=content: f"{m[1]}\n{c}\n\n{m[2]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"docs/{page} must have the marker {marker} once, and has it {found} times.")
-    return text
+    tables = TABLES[page].items()
+    return with_tables(page, text, {m: table(json.loads((RESULTS / file).read_text())) for m, (file, table) in tables})
 
 
 def ablations_in(folder: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,6 @@ writes the tables between their markers, benchmarks/results/cifar10/frechet.png 
 holds the page to the tables, so that no figure is typed.
 """
 
-import re
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cifar10_runs import NAMES, Run, read_runs
+from page_tables import with_tables
 from tvmatch.pictures import captioned, save_png
 
 ROOT = Path(__file__).parents[1]
@@ -85,13 +85,8 @@ TABLES = {"cifar10": quality_table, "cifar10 scales": scales_table, "cifar10 tim
 
 def filled(text: str, runs: list[Run]) -> str:
     """The page with the tables of its markers as the results have them."""
-    for marker, table in TABLES.items():
-        content = table([run for run in runs if run.seconds == 420])
-        pattern = rf"(<!-- figures: {marker} -->\n).*?(<!-- end of figures -->)"
-        text, found = re.subn(pattern, lambda m, c=content: f"{m[1]}\n{c}\n\n{m[2]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"docs/{PAGE.name} must have the marker {marker} once, and has it {found} times.")
-    return text
+    short = [run for run in runs if run.seconds == 420]
+    return with_tables(PAGE.name, text, {marker: table(short) for marker, table in TABLES.items()})
 
 
 def spread(values: list[float], least: float) -> list[float]:

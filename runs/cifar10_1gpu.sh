@@ -15,8 +15,8 @@
 #
 # Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call; the best pair then with
 # ALSO and SAMPLES in NFE calls, and that average at all of EVALUATE_W with CHOOSE. W is one scale or a range, for which
-# EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing: for further seeds. Figures, samples, config and log go to RESULTS (default OUT/results), without weights.
-# STAGES says what is done now.
+# EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing: for further seeds. Figures, samples,
+# config and log go to RESULTS (default OUT/results), without weights. STAGES says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
 #   25 minutes:                                   MINUTES=25 NETWORK=DiT-S/2 WARM=8 bash runs/cifar10_1gpu.sh ...
