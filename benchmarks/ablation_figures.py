@@ -79,6 +79,7 @@ TABLES = {  # page -> marker -> (file, table)
     "methods.md": {
         "plane": ("methods_2d.json", plane_table),
         "digits": ("methods_digits.json", digits_table),
+        "unet": ("methods_digits_unet.json", digits_table),
     },
 }
 

@@ -23,6 +23,7 @@ def plot_panels(panels: Sequence[Panel], title: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     one_call: dict[str, list[float]] = {}
     for panel in panels:
@@ -49,6 +50,9 @@ def plot_panels(panels: Sequence[Panel], title: str, path: Path) -> None:
             axis.axvline(panel.line[0], color="black", linestyle="dashed", linewidth=1, label=panel.line[1])
         if panel.logarithmic:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_title(panel.title)
         axis.set_xlabel(panel.label)
