@@ -127,6 +127,23 @@ def test_compile_with_inductor():
     assert max(relative_errors(results[1], results[0])) < 1e-2
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("D", [64, 72, 128])
+@pytest.mark.parametrize("hopper", ["1", "0"])
+def test_a_bad_number_stays_in_its_sample_and_head(monkeypatch, bad, D, hopper):
+    """With lengths that end within a tile, so that a neighbour's rows would be read first."""
+    monkeypatch.setenv("TVMATCH_HOPPER", hopper)
+    for which in range(6):
+        x, do, dto, clean = check(2, 2, 200, 130, D)
+        with torch.no_grad():
+            x[which][0, 1, 3, 5] = bad
+        dirty = run(dual_attention, x, do, dto, backend="triton")
+        for c, d in zip(clean, dirty, strict=True):
+            assert torch.equal(c[1], d[1])
+            assert torch.equal(c[0, 0], d[0, 0])
+        assert any(not torch.isfinite(d[0, 1]).all() for d in dirty)
+
+
 def test_a_bad_length_poisons_its_own_sample_only():
     x = problem(3, 2, 100, 130, 64, BF16, device="cuda")
     for bad in (0, -1, 131):
