@@ -8,11 +8,12 @@ holds the page to the tables, so that no figure is typed.
 
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
 from PIL import Image
 
+from cifar10_bars import bars_table
 from cifar10_runs import NAMES, Run, read_runs
 from page_tables import with_tables
 from tvmatch.pictures import captioned, save_png
@@ -28,29 +29,58 @@ BEFORE = {
     "prototype": {1: 46.3, 2: 33.3, 4: 31.1},
 }
 COLOURS = {"tvm": "#0b62c4", "mean_flow": "#d2691e", "flow_matching": "#2e8b57"}
-SAMPLES = RESULTS / "tvm_420s_seed0" / "samples_nfe1_w2.png"
+SAMPLES = RESULTS / "tvm_1380s_seed0" / "samples_nfe1_w2.5.png"
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHOWN = 6  # rows of samples in the picture of the README
 
 
 def quality_table(runs: list[Run]) -> str:
-    """A line for each run that was scored, after what was measured before."""
-    lines = ["| 420 s | steps | average, w | FID-20k in 1 call | 2 calls | 4 calls |", "|---|---|---|---|---|---|"]
-    for name, steps in (("official code", "690"), ("prototype", "2,214")):
+    """A line for each run of 420 s that was scored, after what was measured before, and one for several seeds."""
+    lines = [
+        "| 420 s, DiT-S/4 | steps | average, w | FID-20k in 1 call | 2 calls | 4 calls |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, steps in (("official code", "690 of 1,024"), ("prototype", "2,214 of 1,024")):
         lines.append(f"| {name}, w = 1.5 | {steps} | | {' | '.join(f'{BEFORE[name][calls]:g}' for calls in CALLS)} |")
+    runs = of_seconds(runs, 420)
     for run in runs:
-        cells = [f"{run.name}, seed {run.seed}", " + ".join(f"{phase.steps:,}" for phase in run.phases)]
-        if run.scored is None:
-            cells += ["trained, not scored", "", "", ""]
-        else:
-            cells += ["{:g}, {:g}".format(*run.chosen)] + [f"{run.frechet(calls):.2f}" for calls in CALLS]
+        cells = [
+            f"{run.name}, seed {run.seed}",
+            f"{' + '.join(f'{phase.steps:,}' for phase in run.phases)} of {run.batch}",
+        ]
+        cells += ["{:g}, {:g}".format(*run.chosen)] + [f"{run.frechet(calls):.2f}" for calls in CALLS]
         lines.append(f"| {' | '.join(cells)} |")
+    for method in dict.fromkeys(run.method for run in runs):
+        same = [run for run in runs if run.method == method]
+        if len(same) > 1:
+            values = [[run.frechet(calls) for run in same] for calls in CALLS]
+            cells = [f"**{mean(found):.2f}** ± {stdev(found):.2f}" for found in values]
+            lines.append(f"| **{same[0].name}, {len(same)} seeds** | | | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def long_table(runs: list[Run]) -> str:
+    """Every score of 50,000 samples: of the longer runs, and of the short ones where there is one."""
+    lines = ["| run | minutes | steps | average | w | FID-50k in 1 call | 4 calls |", "|---|---|---|---|---|---|---|"]
+    for run in runs:
+        for w in sorted({row["w"] for row in run.whole}):
+            rows = [row for row in run.whole if row["w"] == w]
+            cells = [f"{run.name}, {run.network}, seed {run.seed}", f"{run.seconds / 60:g}"]
+            cells += [f"{' + '.join(f'{phase.steps:,}' for phase in run.phases)} of {run.batch}"]
+            cells += [f"{rows[0]['ema']:g}", f"{w:g}"]
+            found = {row["nfe"]: f"{row['frechet']:.2f}" for row in rows}
+            lines.append(f"| {' | '.join(cells + [found.get(calls, '') for calls in (1, 4)])} |")
+    return "\n".join(lines)
+
+
+def of_seconds(runs: list[Run], seconds: int) -> list[Run]:
+    """Those that were given so many, and scored."""
+    return [run for run in runs if run.seconds == seconds and run.scored is not None]
 
 
 def scales_table(runs: list[Run]) -> str:
     """Frechet distance of few samples at every guidance scale, of the runs that have it."""
-    runs = [run for run in runs if run.tradeoff is not None]
+    runs = [run for run in of_seconds(runs, 420) if run.tradeoff is not None]
     scales = sorted({row["w"] for run in runs for row in run.tradeoff["rows"]})
     lines = [f"| | calls | {' | '.join(f'w = {w:g}' for w in scales)} |", "|" + "---|" * (2 + len(scales))]
     for run in runs:
@@ -62,13 +92,13 @@ def scales_table(runs: list[Run]) -> str:
 
 
 def time_table(runs: list[Run]) -> str:
-    """Where the seconds on the wall went."""
+    """Where the seconds on the wall of the short runs went."""
     lines = [
         "| | to the first 20 steps | flow matching | to the first 20 of the method | method | outside, two starts of "
         "Python among it | in all | pictures/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in runs:
+    for run in of_seconds(runs, 420):
         *warm, last = run.phases
         cells = [f"{run.name}, seed {run.seed}"]
         for phase in warm:
@@ -80,13 +110,18 @@ def time_table(runs: list[Run]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"cifar10": quality_table, "cifar10 scales": scales_table, "cifar10 time": time_table}
+TABLES = {
+    "cifar10 bars": bars_table,
+    "cifar10": quality_table,
+    "cifar10 whole": long_table,
+    "cifar10 scales": scales_table,
+    "cifar10 time": time_table,
+}
 
 
 def filled(text: str, runs: list[Run]) -> str:
     """The page with the tables of its markers as the results have them."""
-    short = [run for run in runs if run.seconds == 420]
-    return with_tables(PAGE.name, text, {marker: table(short) for marker, table in TABLES.items()})
+    return with_tables(PAGE.name, text, {marker: table(runs) for marker, table in TABLES.items()})
 
 
 def spread(values: list[float], least: float) -> list[float]:
@@ -109,7 +144,7 @@ def draw(runs: list[Run], path: Path) -> None:
         left.plot(CALLS, [found[calls] for calls in CALLS], ":", marker=marker, color="0.55")
         ends.append((f"{name} (before)", "0.4", found[CALLS[-1]]))
     for method, colour in COLOURS.items():
-        scored = [run for run in runs if run.method == method and run.scored is not None]
+        scored = [run for run in runs if run.method == method]
         if not scored:
             continue
         means = [mean(run.frechet(calls) for run in scored) for calls in CALLS]
@@ -159,7 +194,7 @@ def draw_samples(path: Path) -> None:
 def main() -> None:
     runs = read_runs(RESULTS)
     PAGE.write_text(filled(PAGE.read_text(), runs))
-    draw([run for run in runs if run.seconds == 420], RESULTS / "frechet.png")
+    draw(of_seconds(runs, 420), RESULTS / "frechet.png")
     draw_samples(ROOT / "docs" / "images" / "cifar10.png")
 
 

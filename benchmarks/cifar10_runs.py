@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 NAMES = {"tvm": "TVM", "mean_flow": "MeanFlow", "flow_matching": "flow matching"}
+OBJECTIVES = {"tvm": "terminal-velocity"}  # of folder names that are not the objective's own
 FOLDER = re.compile(r"(?P<method>\w+)_(?P<seconds>\d+)s_seed(?P<seed>\d+)")
 FIRST = 20  # steps at which the recipe has its first report: everything is compiled, loaded and recorded by then
 
@@ -30,8 +33,12 @@ class Run:
     seconds: int
     seed: int
     wall: int
+    network: str
+    batch: int
+    commit: str
     phases: tuple[Phase, ...]
     scored: dict[str, Any] | None
+    whole: tuple[dict[str, Any], ...]  # rows of 50,000 samples
     tradeoff: dict[str, Any] | None
     choices: tuple[dict[str, Any], ...]
 
@@ -62,7 +69,7 @@ def read_phase(path: Path) -> Phase:
 
 
 def read_run(folder: Path) -> Run:
-    """One folder; `ValueError` for a name that says something else than what is in it."""
+    """One folder; `ValueError` for a name that says something else than what is in it, seed, objective or time."""
     match = FOLDER.fullmatch(folder.name)
     if match is None:
         raise ValueError(f"{folder} should be named METHOD_SECONDSs_seedN.")
@@ -71,18 +78,29 @@ def read_run(folder: Path) -> Run:
         path = folder / name
         return json.loads(path.read_text()) if path.exists() else None
 
-    config = (folder / "config.yaml").read_text()
-    if f"\nseed: {match['seed']}\n" not in config:
-        raise ValueError(f"{folder} holds another seed: see its config.yaml.")
-    wall = re.match(r"trained: (\d+) s", (folder / "time.txt").read_text())
-    assert wall is not None
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    objective = OBJECTIVES.get(match["method"], match["method"].replace("_", "-"))
+    time = re.match(r"trained: (\d+) s of wall time, (\d+) minutes were given", (folder / "time.txt").read_text())
+    if time is None:
+        raise ValueError(f"{folder}/time.txt should say how long the run trained, as the recipe writes it.")
+    for what, said, held in (
+        ("seed", int(match["seed"]), config["seed"]),
+        ("objective", objective, config["objective"]),
+        ("seconds", int(match["seconds"]), 60 * int(time[2])),
+    ):
+        if said != held:
+            raise ValueError(f"{folder} holds another {what}: {held}, where its name says {said}.")
     tables = [folder / f"{name}_metrics.jsonl" for name in ("warm", "run")]
     phases = tuple(read_phase(path) for path in tables if path.exists())
     choices = tuple(json.loads(path.read_text()) for path in sorted(folder.glob("choose_*.json")))
     scored, tradeoff = load("evaluation_20000.json"), load("tradeoff.json")
+    evaluations = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation*.json"))]
+    whole = [{"ema": e["checkpoint"]["ema"], **row} for e in evaluations if e["samples"] == 50_000 for row in e["rows"]]
     return Run(
-        match["method"], int(match["seconds"]), int(match["seed"]), int(wall[1]), phases, scored, tradeoff, choices
-    )
+        match["method"], int(match["seconds"]), int(match["seed"]), int(time[1]), config["network"],
+        config["batch_size"], (folder / "commit.txt").read_text().strip(), phases, scored, tuple(whole), tradeoff,
+        choices,
+    )  # fmt: skip
 
 
 def read_runs(results: Path) -> list[Run]:

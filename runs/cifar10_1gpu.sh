@@ -19,14 +19,14 @@
 # config and log go to RESULTS (default OUT/results), without weights. STAGES says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
-#   25 minutes:                                   MINUTES=25 NETWORK=DiT-S/2 WARM=8 bash runs/cifar10_1gpu.sh ...
+#   25 minutes:    MINUTES=25 NETWORK=DiT-S/2 WARM=6 W=1.25:3 EVALUATE_W="2 2.25 2.5" EMAS="0.998 0.9995" bash runs/cifar10_1gpu.sh ...
 #
 # Expected of the defaults on one H200, FID of 20,000 samples in 1 / 2 / 4 calls (docs/evaluation.md):
-#   terminal-velocity   18.0 / 12.3 / 10.8   (seed 0)
-#   mean-flow           34.3 / 13.8 / 12.8   (seed 0)
-#                       41.9 / 13.9 / 13.3   (SEED=1 PAIR="0.9995 2", which seed 0 had chosen)
+#   terminal-velocity   18.1 / 12.2 / 10.7   (three seeds; those after 0 with PAIR="0.9995 2.5", which it had chosen)
+#   mean-flow           37.3 / 14.0 / 13.2   (three seeds; PAIR="0.9995 2")
 #   flow-matching        282 /  100 / 35.9   (seed 0, EMAS=0.998)
-# Another GPU trains more steps or fewer in the time. 25 minutes have not been run.
+# and FID of 50,000 in 1 / 4 calls of that for 25 minutes, in 23 (W and WARM as there): 12.1 / 6.6 (w = 2.5 / 2).
+# Another GPU trains more steps or fewer in the time.
 set -euo pipefail
 OUT=$(realpath -m "${1:?give a folder for the run}")
 DATA=$(realpath -m "${2:?give cifar10_train.npz}")

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     import cifar10_figures
 
     yield cifar10_figures
-    for name in ("cifar10_figures", "cifar10_runs"):
+    for name in ("cifar10_figures", "cifar10_runs", "cifar10_bars"):
         sys.modules.pop(name, None)
 
 
@@ -27,36 +28,66 @@ def test_tables_are_those_of_the_runs(figures) -> None:
     text = figures.PAGE.read_text()
     runs = figures.read_runs(RESULTS)
     assert figures.filled(text, runs) == text, "run: python benchmarks/cifar10_figures.py"
-    assert figures.filled(text, runs[1:]) != text
+    assert figures.filled(text, runs[:1] + runs[2:]) != text
     with pytest.raises(ValueError, match="must have the marker"):
         figures.filled("a page without markers", runs)
 
 
 def test_recipe_readme_and_pages_tell_what_was_measured(figures) -> None:
-    first = {run.method: run for run in figures.read_runs(RESULTS) if run.seed == 0}
+    runs = figures.of_seconds(figures.read_runs(RESULTS), 420)
+    means = {
+        method: [mean(run.frechet(calls) for run in runs if run.method == method) for calls in (1, 2, 4)]
+        for method in ("tvm", "mean_flow", "flow_matching")
+    }
     script = (ROOT / "runs" / "cifar10_1gpu.sh").read_text()
     for method, line in (("tvm", "terminal-velocity"), ("mean_flow", "mean-flow"), ("flow_matching", "flow-matching")):
         told = next(row for row in script.splitlines() if row.startswith(f"#   {line}  "))
-        values = [first[method].frechet(calls) for calls in (1, 2, 4)]
         numbers = [float(word) for word in told.split("(")[0].split()[2:] if word != "/"]
-        assert numbers == pytest.approx(values, rel=0.003)
-    values = [f"{first['tvm'].frechet(calls):.1f}" for calls in (1, 2, 4)]
-    assert f"| {' | '.join(f'**{value}**' for value in values)} |" in (ROOT / "README.md").read_text()
-    assert f"| {' | '.join(values)} |" in (ROOT / "docs" / "methods.md").read_text()
-    assert f"FID-20k {' / '.join(values)}" in (ROOT / "docs" / "paper_map.md").read_text()
+        assert numbers == pytest.approx(means[method], rel=0.003)
+    readme, methods, paper_map, changelog = (
+        (ROOT / name).read_text() for name in ("README.md", "docs/methods.md", "docs/paper_map.md", "CHANGELOG.md")
+    )
+    ours, theirs = ([f"{value:.1f}" for value in means[method]] for method in ("tvm", "mean_flow"))
+    assert f"| {' | '.join(f'**{value}**' for value in ours)} |" in readme
+    assert f"| {' | '.join(theirs)} |" in readme
+    assert f"| {' | '.join(ours)} |" in methods
+    assert f"| {' | '.join(theirs)} |" in methods
+    assert f"FID-20k {' / '.join(ours)}" in paper_map
+    assert f"FID-20k of {ours[0]}, {ours[1]} and {ours[2]}" in changelog
+    long = [row for run in figures.read_runs(RESULTS) if run.seconds == 1380 for row in run.whole]
+    best = [min(row["frechet"] for row in long if row["nfe"] == calls) for calls in (1, 4)]
+    assert f"{best[0]:.1f} / {best[1]:.1f}" in script
+    assert f"| {best[0]:.2f} and {best[1]:.2f} |" in readme
+    assert f"FID-50k {best[0]:.1f} / {best[1]:.1f} in 1 / 4 calls" in paper_map
+
+
+def test_bars_are_judged_by_every_seed(figures) -> None:
+    runs = figures.read_runs(RESULTS)
+    table = figures.bars_table(runs)
+    assert table.count("| met |") == 7
+    assert table.count("**missed**") == 1
+    two = [run for run in runs if run.seconds > 420 or run.seed < 2]
+    assert figures.bars_table(two).count("**missed**") == 3  # three seeds are the bar of TVM beside MeanFlow
 
 
 def test_pictures_are_drawn_and_a_misnamed_folder_is_refused(figures, tmp_path: Path) -> None:
-    runs = figures.read_runs(RESULTS)
+    runs = figures.of_seconds(figures.read_runs(RESULTS), 420)
     figures.draw(runs, tmp_path / "frechet.png")
     figures.draw_samples(tmp_path / "samples.png")
     drawn, kept = (np.asarray(Image.open(p)) for p in (tmp_path / "samples.png", ROOT / "docs/images/cifar10.png"))
     assert np.array_equal(drawn[44:], kept[44:])  # under the names, whose letters another Pillow may draw otherwise
     assert (tmp_path / "frechet.png").stat().st_size > 10_000
     shutil.copytree(RESULTS / "tvm_420s_seed0", tmp_path / "runs" / "tvm_420s_seed3")
-    with pytest.raises(ValueError, match="another seed"):
-        figures.read_runs(tmp_path / "runs")
-    (tmp_path / "runs" / "tvm_420s_seed3").rename(tmp_path / "runs" / "tvm")
+    folder = tmp_path / "runs" / "tvm_420s_seed3"
+    for name, what in (
+        ("tvm_420s_seed3", "seed: 0"),
+        ("mean_flow_420s_seed0", "objective: terminal-velocity"),
+        ("tvm_480s_seed0", "seconds: 420"),
+    ):
+        folder = folder.rename(folder.with_name(name))
+        with pytest.raises(ValueError, match=f"another {what}"):
+            figures.read_runs(tmp_path / "runs")
+    folder.rename(tmp_path / "runs" / "tvm")
     with pytest.raises(ValueError, match="METHOD_SECONDSs_seedN"):
         figures.read_runs(tmp_path / "runs")
 
