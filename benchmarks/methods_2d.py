@@ -2,12 +2,13 @@
 """The methods side by side on points in the plane: W2 to the data of 1, 2 and 4 calls.
 
     python benchmarks/methods_2d.py --workers 14            (11 methods and 5 variants, 3 data sets, 3 seeds: 144 runs)
+    python benchmarks/methods_2d.py --passes 4000 --out benchmarks/results/methods_2d_passes.json
     python benchmarks/methods_2d.py --plot benchmarks/results/methods_2d.json
 
-Every method trains the same MLP on the same data for equal CPU time (or equal `--steps`), with the shares and times of
-its own paper. W2 is exact, by optimal assignment of `--points` samples and as many fresh data points; the figure to
-compare with is that of two fresh samples of the data. Flow matching takes Euler steps, consistency training puts in
-fresh noise between calls.
+Every method trains the same MLP on the same data for equal CPU time (or equal `--steps`, or equal `--passes` of
+arithmetic), with the shares and times of its own paper. W2 is exact, by optimal assignment of `--points` samples and as
+many fresh data points; the figure to compare with is that of two fresh samples of the data. Flow matching takes Euler
+steps, consistency training puts in fresh noise between calls.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from methods_plot import CALLS, Panel, plot_panels
-from methods_runs import METHODS, VARIANTS, add_options, mean_and_deviation, run_all, told, training_of
+from methods_runs import METHODS, VARIANTS, add_options, budget_of, mean_and_deviation, run_all, told, training_of
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.sampling import METHODS as SAMPLERS
@@ -77,13 +78,15 @@ def plot(result: dict, path: Path) -> None:
         for data, line in result["data_w2"].items()
     ]
     training = result["training"]
-    budget = f"{training['seconds']:g} s of CPU time" if training["seconds"] else f"{training['steps']} steps"
-    plot_panels(panels, f"{budget} of training each, {result['seeds']} seeds, {result['points']} points", path)
+    plot_panels(
+        panels, f"{budget_of(training)} of training each, {result['seeds']} seeds, {result['points']} points", path
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, 18.0, Path("benchmarks/results/methods_2d.json"), tuple(DATA))
+    parser.set_defaults(guided=False)
     parser.add_argument("--points", type=int, default=2000, help="samples of the assignment")
     parser.add_argument("--hidden", type=int, default=64)
     options = parser.parse_args()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from methods_plot import CALLS, Panel, plot_panels
-from methods_runs import METHODS, VARIANTS, add_options, mean_and_deviation, run_all, told, training_of
+from methods_runs import METHODS, VARIANTS, add_options, budget_of, mean_and_deviation, run_all, told, training_of
 from tvmatch.data.source import to_network_range, to_pictures
 from tvmatch.files import replacing
 from tvmatch.flow_map import FlowMap
@@ -125,15 +125,16 @@ def plot(result: dict, path: Path) -> None:
         for kind, label in KINDS.items()
     ]
     training = result["training"]
-    budget = f"{training['seconds']:g} s of CPU time" if training["seconds"] else f"{training['steps']} steps"
     network = result.get("network", NETWORK)
-    plot_panels(panels, f"Digits, {network}: {budget} of training each, {result['seeds']} seeds, w = {W}", path)
+    plot_panels(
+        panels, f"Digits, {network}: {budget_of(training)} of training each, {result['seeds']} seeds, w = {W}", path
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, 60.0, Path("benchmarks/results/methods_digits.json"))
-    parser.set_defaults(batch=64, learning_rate=1e-3, methods=[*METHODS, *CHOSEN])
+    parser.set_defaults(guided=True, batch=64, learning_rate=1e-3, methods=[*METHODS, *CHOSEN])
     parser.add_argument("--samples", type=int, default=2000, help="pictures for each figure")
     parser.add_argument("--network", default=NETWORK, help="a preset (see tvmatch presets)")
     parser.add_argument("--digits", type=Path, help="an .npz with the training digits (default: of scikit-learn)")

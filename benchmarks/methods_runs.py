@@ -1,14 +1,14 @@
 """What methods_2d.py and methods_digits.py share: equal training of every method, in processes.
 
 A budget in seconds is of CPU time (`time.process_time`) of a process with one thread: other processes on the machine do
-not shorten it, unless they slow the core itself. Rows are kept in one JSON file, written after each; a second call with
-the same options does the rows that are missing.
+not shorten it, unless they slow the core itself, which they do. A budget in passes is of arithmetic, counted in forward
+passes (`tvmatch.training.bench.forward_passes`), and the same on every machine. Rows are kept in one JSON file, written
+after each; a second call with the same options does the rows that are missing.
 """
 
 import argparse
 import json
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kept_rows import commit, machine
 from tvmatch.files import write_text
 from tvmatch.flow_map import FlowMap
 from tvmatch.objectives import MeanFlow, Objective
-from tvmatch.training.bench import FORWARD_PASSES
+from tvmatch.training.bench import FORWARD_PASSES, forward_passes
 from tvmatch.training.build import build_objective
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.ema import EvaluationEma, move_towards
@@ -59,10 +60,12 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Training:
-    """How every method is trained: until `seconds` of CPU time or `steps` are done."""
+    """How every method is trained: until `seconds` of CPU time, `steps`, or forward `passes` of arithmetic are done."""
 
     seconds: float | None = 20.0
     steps: int | None = None
+    passes: int | None = None
+    guided: bool = False  # an unconditional velocity is one of the passes
     batch: int = 256
     learning_rate: float = 2e-3
     warmup: int = 50
@@ -70,14 +73,20 @@ class Training:
     target_ema: float = 0.95  # decay of the target, for methods that have one
 
     def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.steps is None):
-            raise ValueError(f"give seconds or steps, not both or none: {self.seconds} and {self.steps}.")
+        if sum(budget is not None for budget in (self.seconds, self.steps, self.passes)) != 1:
+            raise ValueError(f"give one of seconds, steps and passes: {self.seconds}, {self.steps}, {self.passes}.")
+
+    def steps_of(self, method: Method) -> int | None:
+        """The steps that the budget allows; None where seconds decide."""
+        if self.passes is None:
+            return self.steps
+        return max(1, round(self.passes / forward_passes(method.objective, self.guided, method.terminal_every)))
 
     def __call__(
         self, method: Method, objective: Objective, draw: Callable[[int], tuple[Tensor, Tensor]], seed: int
     ) -> tuple[FlowMap, dict[str, Any]]:
         """Train on batches of `draw(step)`; the judged average, and what the training was."""
-        flow, step = objective.flow, 0
+        flow, step, steps = objective.flow, 0, self.steps_of(method)
         ema = EvaluationEma(flow, (self.ema,))
         _do_once(objective, draw)
         parameters = list(objective.trained().values())
@@ -86,7 +95,7 @@ class Training:
         )
         target_ema = self.target_ema if method.target_ema is None else method.target_ema
         began = time.process_time()
-        while (done := self.progress(step, began)) < 1:
+        while (done := self.progress(step, steps, began)) < 1:
             for group in optimizer.param_groups:  # a short warm-up; in the second half a fall to zero
                 group["lr"] = self.learning_rate * min(1.0, (step + 1) / self.warmup, 2 * (1 - done))
             objective.advance(done)
@@ -103,11 +112,9 @@ class Training:
             move_towards(moving if objective.target is None else [*moving, (objective.target, target_ema)], flow)
         return ema.flows[self.ema], {"steps": step, "seconds": time.process_time() - began}
 
-    def progress(self, step: int, began: float) -> float:
+    def progress(self, step: int, steps: int | None, began: float) -> float:
         """The share of the budget that is used."""
-        if self.seconds is not None:
-            return (time.process_time() - began) / self.seconds
-        return step / self.steps
+        return (time.process_time() - began) / self.seconds if steps is None else step / steps
 
 
 def _do_once(objective: Objective, draw: Callable[[int], tuple[Tensor, Tensor]]) -> None:
@@ -125,6 +132,7 @@ def add_options(parser: argparse.ArgumentParser, seconds: float, out: Path, data
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, help=f"CPU time of each training (default {seconds:g})")
     budget.add_argument("--steps", type=int, help="steps of each training, in place of seconds")
+    budget.add_argument("--passes", type=int, help="forward passes of arithmetic of each training, in place of seconds")
     parser.set_defaults(default_seconds=seconds)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
@@ -138,17 +146,19 @@ def add_options(parser: argparse.ArgumentParser, seconds: float, out: Path, data
     if data:
         parser.add_argument("--data", nargs="+", choices=data, default=list(data))
     parser.add_argument("--note", default="", help="kept in the results")
-    parser.add_argument("--commit", default="", help="kept in the results")
+    parser.add_argument("--commit", default="", help="kept in the results and their rows; default: what git says")
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--plot", type=Path, metavar="RESULTS", help="draw these results and train nothing")
 
 
 def training_of(options: argparse.Namespace) -> Training:
     """The training that the options describe."""
-    seconds = None if options.steps else options.seconds or options.default_seconds
+    seconds = None if options.steps or options.passes else options.seconds or options.default_seconds
     return Training(
         seconds=seconds,
         steps=options.steps,
+        passes=options.passes,
+        guided=options.guided,
         batch=options.batch,
         learning_rate=options.learning_rate,
         ema=options.ema,
@@ -156,12 +166,22 @@ def training_of(options: argparse.Namespace) -> Training:
     )
 
 
+def budget_of(training: dict[str, Any]) -> str:
+    """The budget of results, in words."""
+    if training["seconds"]:
+        return f"{training['seconds']:g} s of CPU time"
+    return f"{training['passes']:,} forward passes" if training.get("passes") else f"{training['steps']} steps"
+
+
 def told(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """What was asked for and on what machine; results of another kind are not continued."""
-    training = training_of(options)
+    training = dict(vars(training_of(options)))
+    if training["passes"] is None:  # results of before there were passes are continued
+        del training["passes"], training["guided"]
+    processor, version = machine().rsplit(", ", 1)
     return {
-        "machine": f"{_processor()}, 1 thread a run, torch {torch.__version__}",
-        "training": vars(training) | {"learning_rate": training.learning_rate},
+        "machine": f"{processor}, 1 thread a run, {version}",
+        "training": training,
         **{name: getattr(options, name) for name in names},
     }
 
@@ -172,8 +192,10 @@ def run_all(
     options: argparse.Namespace,
     head: dict[str, Any],
 ) -> dict[str, Any]:
-    """`measure` every job that `options.out` does not hold, in `options.workers` processes; all rows with `head`."""
-    result = {**head, "note": options.note, "commit": options.commit, "planned_runs": len(jobs), "runs": []}
+    """`measure` every job that `options.out` does not hold, in `options.workers` processes; all rows with `head`. Each
+    new row tells the commit and the machine that it comes from."""
+    source = {"commit": options.commit or commit(), "machine": head["machine"]}
+    result = {**head, "note": options.note, "commit": source["commit"], "planned_runs": len(jobs), "runs": []}
     if options.out.exists():
         before = json.loads(options.out.read_text())
         if {name: before.get(name) for name in head} != json.loads(json.dumps(head)):
@@ -199,7 +221,7 @@ def run_all(
                     failed += 1
                     print(f"{job} failed: {error!r}", flush=True)
                     continue
-                row = future.result()
+                row = future.result() | source
                 result["runs"].append(row)
                 write_text(options.out, json.dumps(result, indent=1) + "\n")
                 done = len(missing) - len(waiting) - len(running)
@@ -216,11 +238,3 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     """Of the values of several seeds; the deviation of one is None."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "deviation": deviation, "seeds": len(values)}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
