@@ -1,6 +1,6 @@
 """The bound of the paper's theorem through training: both sides at several moments of runs whose flow is known.
 
-    python benchmarks/bound.py --workers 2        (the committed results: 7 cases, 3 seeds, some 25 minutes of one core)
+    python benchmarks/bound.py --workers 2        (the committed results: 7 cases, 3 seeds, some 15 minutes of one core)
 
 TVM trains an MLP on points in the plane: a Gaussian (flow in closed form) and mixtures (flow to a tolerance). At each
 of `--moments` training steps the evaluation average is frozen, and both sides of
@@ -199,8 +199,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=128)
     parser.add_argument("--grid", type=int, default=12, help="intervals of the integrals")
     parser.add_argument("--iterations", type=int, default=4, help="of the power iteration")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only-plot", action="store_true", help="draw what OUT holds")
