@@ -11,12 +11,18 @@
 # averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. While the first phase trains, another
 # process compiles the step of the second into the caches that both share (PRECOMPILE=0: not; only where there is an NVIDIA
 # GPU). The learning rate falls to zero over the last DECAY of each phase's time. Interrupted, the same command
-# continues; more MINUTES continue a run that is done.
+# continues; more MINUTES continue a run that is done, and take away the figures of what it was. Other settings of the
+# training need another OUT (OUT/settings has those of this one).
+# time.txt tells the seconds on the wall of both phases, over all attempts, those that were killed up to their last sign of
+# life (OUT/alive, every second). A second start of a phase (Python, code loaded again) is counted there, but not taken from
+# MINUTES: a run that goes on keeps its own clock.
 #
-# Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call; the best pair then with
-# ALSO and SAMPLES in NFE calls, and that average at all of EVALUATE_W with CHOOSE. W is one scale or a range, for which
-# EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing: for further seeds. Figures, samples,
-# config and log go to RESULTS (default OUT/results), without weights. STAGES says what is done now.
+# Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call (flow matching in the last
+# of NFE), of the noise of CHOOSE_SEED; the best pair then with ALSO and SAMPLES of each of SEEDS in NFE calls, and that
+# average at all of EVALUATE_W with CHOOSE. (Committed runs of seed 0 chose with the noise that they were then scored with.)
+# W is one scale or a range, for which EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing:
+# for further seeds. Figures, samples, configs and logs go to RESULTS (default OUT/results; some 2 MB, no weights). STAGES
+# says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
 #   25 minutes:    MINUTES=25 NETWORK=DiT-S/2 WARM=6 W=1.25:3 EVALUATE_W="2 2.25 2.5" EMAS="0.998 0.9995" bash runs/cifar10_1gpu.sh ...
@@ -36,14 +42,18 @@ RESULTS=$(realpath -m "${RESULTS:-$OUT/results}")
 STATISTICS=$(realpath -m "${STATISTICS:-$(dirname "$OUT")/cifar10_statistics.safetensors}")
 cd "$(dirname "$0")/.."
 TVMATCH=${TVMATCH:-python3 -m tvmatch}
+RECORDS="python3 runs/cifar10_records.py"
 STAGES=${STAGES:-train evaluate}
-MINUTES=${MINUTES:-7} WARM=${WARM:-2} DECAY=${DECAY:-0.5} WARM_DECAY=${WARM_DECAY:-0}
+MINUTES=${MINUTES:-7} WARM=${WARM:-2} DECAY=${DECAY:-0.5} WARM_DECAY=${WARM_DECAY:-0} START=${START:-12}
 NETWORK=${NETWORK:-DiT-S/4} BATCH=${BATCH:-512} LR=${LR:-1e-3} WARM_LR=${WARM_LR:-$LR} SEED=${SEED:-0}
 [[ -n ${W:-} ]] || EVALUATE_W=${EVALUATE_W:-1.25 1.5 2 2.5}
 W=${W:-1.25:2.5}
 EMAS=${EMAS:-0.995 0.998 0.9995} WARM_EMA=${WARM_EMA:-0.995} TARGET_EMA=${TARGET_EMA:-0.99}
-SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-3000} ALSO=${ALSO:-20000} NFE=${NFE:-1 2 4} EVALUATE_W=${EVALUATE_W:-$W} SEEDS=${SEEDS:-0}
+SAMPLES=${SAMPLES:-50000} CHOOSE=${CHOOSE:-3000} ALSO=${ALSO:-20000} NFE=${NFE:-1 2 4} EVALUATE_W=${EVALUATE_W:-$W}
+SEEDS=${SEEDS:-0} CHOOSE_SEED=${CHOOSE_SEED:-1000} # of the noise; the samples that choose are none of those that are scored
 TERMINAL_EVERY=${TERMINAL_EVERY:-4}  # TVM: the terminal term of every n-th sample only (docs/ablations.md)
+WARMUP_STEPS=${WARMUP_STEPS:-100}
+EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
 [[ $EVALUATE_W != *:* ]] || { # after minutes of training `evaluate` would say so
     echo "W=$W is a range: EVALUATE_W must name scales in it, as in EVALUATE_W='1 1.5 2'" >&2
     exit 2
@@ -53,12 +63,29 @@ PAIR=${PAIR:-}
     echo "PAIR='$PAIR' should be one of EMAS='$EMAS', a blank and a guidance scale, as in PAIR='${EMAS%% *} 2'" >&2
     exit 2
 }
-EXTRA=${EXTRA:-}          # more options of `tvmatch train`, for the last phase
 PRECOMPILE=${PRECOMPILE:-$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)}
-mkdir -p "$OUT" "$RESULTS"
+# a folder is of one training: with other settings nothing would be trained, and the figures of the old one reported
+GIVEN=()
+for name in OBJECTIVE DATA NETWORK BATCH LR WARM_LR SEED W WARM DECAY WARM_DECAY START EMAS WARM_EMA TARGET_EMA TERMINAL_EVERY \
+    WARMUP_STEPS EXTRA; do GIVEN+=("$name=${!name}"); done
+$RECORDS settings "$OUT" "$([[ " $STAGES " != *" train "* ]] || echo "$MINUTES")" "${GIVEN[@]}"
+mkdir -p "$RESULTS"
 
-# seconds of training wall time until now, over all interrupted attempts
+# seconds of training wall time until now, over all attempts
 spent() { cat "$OUT/seconds" 2>/dev/null || echo 0; }
+
+# count an attempt that was killed: from its start to the last sign of life
+recount() {
+    [[ -f $OUT/attempt ]] || return 0
+    local began before last=0 at sign
+    read -r began before < "$OUT/attempt"
+    for sign in "$OUT/attempt" "$OUT/alive" "$OUT/warm/metrics.jsonl" "$OUT/run/metrics.jsonl"; do
+        at=$(stat -c %Y "$sign" 2> /dev/null || echo 0)
+        last=$((at > last ? at : last))
+    done
+    echo $((before + last - began)) > "$OUT/seconds"
+    rm -f "$OUT/attempt" "$OUT/alive"
+}
 
 train() { # folder, options: one `tvmatch train`
     local run=$1
@@ -69,10 +96,16 @@ train() { # folder, options: one `tvmatch train`
 }
 
 phase() { # folder, minutes of this phase, options; its wall time is added to the file
-    local run=$1 minutes=$2 began=$SECONDS code=0
+    local run=$1 minutes=$2 code=0 began before alive shell=$BASHPID
     shift 2
+    began=$(date +%s) before=$(spent)
+    echo "$began $before" > "$OUT/attempt"
+    while kill -0 "$shell" 2> /dev/null; do touch "$OUT/alive" && sleep 1; done > /dev/null 2>&1 &
+    alive=$!
     train "$run" --minutes "$minutes" --steps 10000000 "$@" || code=$?
-    echo $(($(spent) + SECONDS - began)) > "$OUT/seconds"
+    kill $alive 2> /dev/null || true
+    echo $((before + $(date +%s) - began)) > "$OUT/seconds"
+    rm -f "$OUT/attempt" "$OUT/alive"
     [[ $code == 0 ]] ||
         echo "$run ended with code $code after $(spent) s in all; the same command goes on where it stopped" >&2
     return $code
@@ -85,8 +118,15 @@ precompile() {
     train "$OUT/precompile" --steps 1 "$@" > "$OUT/precompile.log" 2>&1 || true
 }
 
-if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUTES" ]]; then
-    OPTIONS=(--objective "$OBJECTIVE" --learning-rate "$LR" --decay-share "$DECAY" --warmup-steps "${WARMUP_STEPS:-100}"
+train_stage() {
+    recount
+    # of the weights until now: beside those to come they would be figures of another network
+    rm -rf "$OUT"/{best,choose,trained} "$OUT"/{evaluation,evaluation_*,tradeoff}{,.json,.asked}
+    rm -f "$RESULTS"/evaluation{,_*}.json "$RESULTS"/tradeoff{.json,.md,_of_w.png,.png} "$RESULTS"/choose_*.json \
+        "$RESULTS"/{samples,nearest}_*.png "$RESULTS"/{table,evaluation_*}.md "$RESULTS"/{evaluate.log,time.txt}
+    echo "$(date -u +%FT%TZ), commit ${COMMIT:-$(git describe --always --dirty=+ --exclude='*' 2> /dev/null || echo unknown)}:" \
+        "$OBJECTIVE, MINUTES=$MINUTES, seed $SEED"
+    OPTIONS=(--objective "$OBJECTIVE" --learning-rate "$LR" --decay-share "$DECAY" --warmup-steps "$WARMUP_STEPS"
         --evaluation-ema $EMAS $EXTRA)
     # only these learn jumps from an average of the weights
     [[ $OBJECTIVE != terminal-velocity && $OBJECTIVE != shortcut ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
@@ -100,7 +140,7 @@ if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUT
                 BESIDE=$!
                 trap 'pkill -P $BESIDE || true; kill $BESIDE 2> /dev/null || true' EXIT
             fi
-            phase "$OUT/warm" "$(python3 -c "print(max($WARM - ${START:-12} / 60, 0.01))")" --objective flow-matching \
+            phase "$OUT/warm" "$(python3 -c "print(max($WARM - $START / 60, 0.01))")" --objective flow-matching \
                 --learning-rate "$WARM_LR" --decay-share "$WARM_DECAY" --warmup-steps 200 --evaluation-ema "$WARM_EMA"
             touch "$OUT/warm/done"
             if [[ -n $BESIDE ]]; then
@@ -115,66 +155,81 @@ if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUT
     }
     # what is left after the first phase, as its clock on the wall says; a run that goes on keeps its own clock
     [[ -f $OUT/minutes && -d $OUT/run && $(cut -d' ' -f1 "$OUT/minutes") == "$MINUTES" ]] ||
-        echo "$MINUTES $(python3 -c "print(max($MINUTES - ($(cat "$OUT/warm_seconds" 2>/dev/null || spent) + ${START:-12}) / 60, 0.01))")" > "$OUT/minutes"
+        echo "$MINUTES $(python3 -c "print(max($MINUTES - ($(cat "$OUT/warm_seconds" 2>/dev/null || spent) + $START) / 60, 0.01))")" > "$OUT/minutes"
     [[ -f $OUT/warm_seconds ]] || spent > "$OUT/warm_seconds"
     phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" "${OPTIONS[@]}"
     echo "$MINUTES" > "$OUT/trained"
-    rm -f "$OUT/best"
     echo "trained: $(spent) s of wall time, $MINUTES minutes were given" | tee "$RESULTS/time.txt"
-fi
+}
 
-if [[ " $STAGES " == *" evaluate "* ]]; then
+score() { # name of the result, average, samples, more options of `tvmatch evaluate`, which overwrites no other evaluation
+    local name=$1 ema=$2 samples=$3 asked="average $2, $3 samples"
+    shift 3
+    [[ ! -f $OUT/$name.asked || $(< "$OUT/$name.asked") == "$asked" ]] || put_aside "$name" "$name.json"
+    mkdir -p "$(dirname "$OUT/$name")"
+    echo "$asked" > "$OUT/$name.asked"
+    $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" --ema "$ema" --samples "$samples" "$@" \
+        --out "$OUT/$name.json"
+}
+
+put_aside() { # names in OUT, which go to a folder of their own
+    local aside name
+    aside=$OUT/earlier/$(date -u +%Y%m%dT%H%M%SZ)
+    for name in "$@"; do
+        [[ ! -e $OUT/$name ]] || { mkdir -p "$(dirname "$aside/$name")" && mv "$OUT/$name" "$aside/$name"; }
+    done
+}
+
+evaluate_stage() {
     [[ -f $STATISTICS ]] || $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
-    score() { $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" "$@"; }
     # a choice among other candidates is none among these
-    CANDIDATES="$EMAS; $EVALUATE_W; $CHOOSE; $PAIR"
-    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$CANDIDATES" ]] || rm -rf "$OUT/best" "$OUT/choose"
+    CANDIDATES="$EMAS; $EVALUATE_W; $CHOOSE; $CHOOSE_SEED; $PAIR"
+    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$CANDIDATES" ]] || put_aside best choose
     echo "$CANDIDATES" > "$OUT/chosen_among"
     [[ -z $PAIR ]] || echo "$PAIR" > "$OUT/best"
     [[ -s $OUT/best ]] || {
         CALLS=1
         [[ $OBJECTIVE != flow-matching ]] || CALLS=${NFE##* }
         for ema in $EMAS; do
-            score --w $EVALUATE_W --ema "$ema" --nfe "$CALLS" --samples "$CHOOSE" --out "$OUT/choose/ema_$ema.json"
+            score "choose/ema_$ema" "$ema" "$CHOOSE" --w $EVALUATE_W --nfe "$CALLS" --seeds "$CHOOSE_SEED"
         done
-        python3 - "$OUT/choose" > "$OUT/best.tmp" <<'PYTHON'
-import json, pathlib, sys
-found = []
-for path in pathlib.Path(sys.argv[1]).glob("ema_*.json"):
-    rows = json.loads(path.read_text())["rows"]
-    found += [(row["frechet"], path.stem.removeprefix("ema_"), row["w"]) for row in rows]
-for distance, ema, w in sorted(found):
-    print(f"average {ema}, w {w}: Frechet {distance:.3f}", file=sys.stderr)
-print(*min(found)[1:])
-PYTHON
+        $RECORDS best "$OUT/choose" > "$OUT/best.tmp"
         mv "$OUT/best.tmp" "$OUT/best"
     }
     read -r EMA BEST_W < "$OUT/best"
     # the official code and the prototype were measured with 20,000
-    [[ $ALSO == 0 ]] ||
-        score --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$ALSO" --out "$OUT/evaluation_$ALSO.json"
-    [[ $SAMPLES == 0 ]] ||
-        score --w "$BEST_W" --ema "$EMA" --nfe $NFE --samples "$SAMPLES" --seeds $SEEDS --out "$OUT/evaluation.json"
-    [[ $EVALUATE_W != *" "* ]] ||
-        score --w $EVALUATE_W --ema "$EMA" --nfe $NFE --samples "$CHOOSE" --out "$OUT/tradeoff.json"
-fi
-
-# what may go into the repository: no weights, no tables by time
-cp "$OUT"/run/config.yaml "$RESULTS/"
-[[ ! -f $OUT/warm/config.yaml ]] || cp "$OUT/warm/config.yaml" "$RESULTS/warm_config.yaml"
-[[ ! -f $OUT/evaluation.json ]] || cp "$OUT/evaluation.json" "$OUT/evaluation"/*.png "$OUT/evaluation/table.md" "$RESULTS/"
-for phase in warm run; do
-    [[ ! -f $OUT/$phase/metrics.jsonl ]] || python3 - "$OUT/$phase/metrics.jsonl" > "$RESULTS/${phase}_metrics.jsonl" <<'PYTHON'
-import json, sys
-for line in open(sys.argv[1]):
-    if line.endswith("\n"):  # the last may be cut off by a kill
-        print(json.dumps({k: v for k, v in json.loads(line).items() if not isinstance(v, dict | list)}))
-PYTHON
-done
-[[ ! -f $OUT/tradeoff.json ]] || {
-    cp "$OUT/tradeoff.json" "$RESULTS/" && cp "$OUT/tradeoff/tradeoff.png" "$RESULTS/tradeoff_of_w.png"
-    cp "$OUT/tradeoff/table.md" "$RESULTS/tradeoff.md"
+    [[ $ALSO == 0 ]] || score "evaluation_$ALSO" "$EMA" "$ALSO" --w "$BEST_W" --nfe $NFE --seeds $SEEDS
+    [[ $SAMPLES == 0 ]] || score evaluation "$EMA" "$SAMPLES" --w "$BEST_W" --nfe $NFE --seeds $SEEDS
+    [[ $EVALUATE_W != *" "* ]] || score tradeoff "$EMA" "$CHOOSE" --w $EVALUATE_W --nfe $NFE --seeds $SEEDS
 }
-[[ ! -f $OUT/evaluation_$ALSO.json ]] || cp "$OUT/evaluation_$ALSO.json" "$RESULTS/"
-for choice in "$OUT"/choose/*.json; do [[ ! -f $choice ]] || cp "$choice" "$RESULTS/choose_$(basename "$choice")"; done
-echo "results: $RESULTS"
+
+# what may go into the repository, of whatever is there by now: no weights, no tables by time
+publish() {
+    local from to phase path
+    keep() { [[ ! -f $1 ]] || cp "$1" "$2" || true; }
+    keep "$OUT/run/config.yaml" "$RESULTS/"
+    keep "$OUT/warm/config.yaml" "$RESULTS/warm_config.yaml"
+    for phase in warm run; do
+        [[ ! -f $OUT/$phase/metrics.jsonl ]] || $RECORDS metrics "$OUT/$phase/metrics.jsonl" > "$RESULTS/${phase}_metrics.jsonl"
+    done
+    for from in "evaluation_$ALSO" evaluation; do # the same first samples: the later have the better neighbours' distances
+        keep "$OUT/$from.json" "$RESULTS/"
+        for path in "$OUT/$from"/*.png; do keep "$path" "$RESULTS/"; done
+    done
+    keep "$OUT/evaluation_$ALSO/table.md" "$RESULTS/evaluation_$ALSO.md"
+    keep "$OUT/evaluation/table.md" "$RESULTS/"
+    keep "$OUT/tradeoff.json" "$RESULTS/"
+    keep "$OUT/tradeoff/tradeoff.png" "$RESULTS/tradeoff_of_w.png"
+    keep "$OUT/tradeoff/table.md" "$RESULTS/tradeoff.md"
+    for path in "$OUT"/choose/*.json; do keep "$path" "$RESULTS/choose_$(basename "$path")"; done
+    echo "results: $RESULTS"
+}
+trap publish EXIT # also of a stage that was interrupted
+
+# tee outlives the interrupt that ends a stage, which has things to say while it saves
+if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUTES" ]]; then
+    train_stage 2>&1 | tee -i -a "$RESULTS/train.log"
+fi
+if [[ " $STAGES " == *" evaluate "* ]]; then
+    evaluate_stage 2>&1 | tee -i -a "$RESULTS/evaluate.log"
+fi

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,16 @@ if arguments[0] == "train":
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text("noted: true\\n")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 20, "table": [1]}) + "\\n" + '{"step": 40, "cut')
+    print("it trains", flush=True)
+    if (pathlib.Path(__file__).parent / f"{run.name} fails").exists():
+        raise SystemExit(1)
 elif arguments[0] == "evaluate":
     out = pathlib.Path(after("--out")[0])
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"w": float(w), "frechet": float(after("--ema")[0]) - float(w)} for w in after("--w")]
     out.write_text(json.dumps({"rows": rows}))
     out.with_suffix("").mkdir(exist_ok=True)
-    for name in ("table.md", "tradeoff.png", "samples.png"):
+    for name in ("table.md", "tradeoff.png", "samples_nfe1.png", "nearest_nfe1.png"):
         (out.with_suffix("") / name).write_text("")
 """
 
@@ -60,6 +64,17 @@ def recipe(tmp_path: Path):
     return run
 
 
+def given(command: list[str], name: str) -> list[str]:
+    """The values of an option."""
+    rest = command[command.index(name) + 1 :]
+    return rest[: next((i for i, value in enumerate(rest) if value.startswith("--")), len(rest))]
+
+
+def result_of(command: list[str]) -> str:
+    """Which evaluation it is, by the name of its file."""
+    return Path(given(command, "--out")[0]).name
+
+
 def config_of(command: list[str]) -> dict:
     config = parse(TrainConfig, "train", "", command[1:], default=TrainConfig())
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
@@ -80,25 +95,32 @@ def test_the_defaults_are_the_committed_runs(recipe, objective: str, folder: str
         assert asked == committed
     scored = json.loads((RESULTS / folder / "evaluation_20000.json").read_text())
     chosen = [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("choose_*.json"))]
-    choices = [c for c in commands if c[0] == "evaluate" and "/choose/" in c[c.index("--out") + 1]]
-    assert {float(c[c.index("--ema") + 1]) for c in choices} == {each["checkpoint"]["ema"] for each in chosen}
+    choices = [c for c in commands if c[0] == "evaluate" and "/choose/" in given(c, "--out")[0]]
+    assert {float(given(c, "--ema")[0]) for c in choices} == {each["checkpoint"]["ema"] for each in chosen}
     for choice in choices:
-        scales = choice[choice.index("--w") + 1 : choice.index("--ema")]
-        assert [float(w) for w in scales] == [row["w"] for row in chosen[0]["rows"]]
-        assert int(choice[choice.index("--samples") + 1]) == chosen[0]["samples"]
-    also = next(c for c in commands if "evaluation_20000.json" in c[-1])
-    assert int(also[also.index("--samples") + 1]) == scored["samples"]
+        assert [float(w) for w in given(choice, "--w")] == [row["w"] for row in chosen[0]["rows"]]
+        assert given(choice, "--samples") == [str(chosen[0]["samples"])]
+        assert given(choice, "--seeds") == ["1000"]  # none of the samples that are scored
+    also = next(c for c in commands if c[0] == "evaluate" and result_of(c) == "evaluation_20000.json")
+    assert given(also, "--samples") == [str(scored["samples"])]
 
 
 def test_the_best_of_the_candidates_is_scored_and_nothing_large_is_kept(recipe, tmp_path: Path) -> None:
     result, commands = recipe(EMAS="0.99 0.9", W="2", EVALUATE_W="1 2", WARM="0")
     assert result.returncode == 0, result.stderr
     assert len([c for c in commands if c[0] == "train"]) == 1  # no first phase
-    full = next(c for c in commands if c[0] == "evaluate" and c[-1].endswith("/evaluation.json"))
-    assert full[full.index("--w") + 1 : full.index("--ema") + 2] == ["2.0", "--ema", "0.9"]
-    kept = {path.name for path in (tmp_path / "a run" / "results").iterdir()}
-    assert {"config.yaml", "run_metrics.jsonl", "evaluation.json", "samples.png", "choose_ema_0.9.json"} <= kept
-    assert (tmp_path / "a run" / "results" / "run_metrics.jsonl").read_text() == '{"step": 20}\n'
+    full = next(c for c in commands if c[0] == "evaluate" and result_of(c) == "evaluation.json")
+    assert (given(full, "--w"), given(full, "--ema")) == (["2.0"], ["0.9"])
+    results = tmp_path / "a run" / "results"
+    kept = {path.name for path in results.iterdir()}
+    assert kept == {"config.yaml", "run_metrics.jsonl", "time.txt", "train.log", "evaluate.log"} | {
+        *("evaluation.json", "table.md", "evaluation_20000.json", "evaluation_20000.md", "tradeoff.png"),
+        *("samples_nfe1.png", "nearest_nfe1.png", "tradeoff.json", "tradeoff.md", "tradeoff_of_w.png"),
+        *("choose_ema_0.9.json", "choose_ema_0.99.json"),
+    }
+    assert (results / "run_metrics.jsonl").read_text() == '{"step": 20}\n'
+    assert "it trains\ntrained: " in (results / "train.log").read_text()
+    assert "average 0.9, w 2.0: Frechet -1.100" in (results / "evaluate.log").read_text()
     again, more = recipe(EMAS="0.99 0.9", W="2", EVALUATE_W="1 2", WARM="0")
     assert again.returncode == 0
     assert len([c for c in more if c[0] == "train"]) == 1  # trained, and chosen, before
@@ -118,7 +140,7 @@ def test_a_pair_is_scored_without_a_choice(recipe) -> None:
     result, commands = recipe("mean-flow", SEED="1", PAIR="0.9995 2", SAMPLES="0", EVALUATE_W="2")
     assert result.returncode == 0, result.stderr
     (only,) = (c for c in commands if c[0] == "evaluate")
-    assert only[only.index("--w") : only.index("--samples")] == ["--w", "2", "--ema", "0.9995", "--nfe", "1", "2", "4"]
+    assert [given(only, name) for name in ("--w", "--ema", "--nfe")] == [["2"], ["0.9995"], ["1", "2", "4"]]
     assert config_of(commands[1])["evaluation_ema"] == [0.995, 0.998, 0.9995]
     committed = json.loads((RESULTS / "mean_flow_420s_seed1" / "evaluation_20000.json").read_text())
     assert (committed["checkpoint"]["ema"], committed["rows"][0]["w"]) == (0.9995, 2)
@@ -130,3 +152,97 @@ def test_a_pair_that_is_none_is_refused_before_training(recipe, pair: str) -> No
     assert result.returncode == 2
     assert f"PAIR='{pair}' should be" in result.stderr
     assert not commands
+
+
+def test_flow_matching_is_chosen_in_as_many_calls_as_it_is_asked_for(recipe) -> None:
+    result, commands = recipe("flow-matching", EMAS="0.9", ALSO="0", SEEDS="0 1", SAMPLES="500")
+    assert result.returncode == 0, result.stderr
+    measured = {result_of(c): c for c in commands if c[0] == "evaluate"}
+    assert given(measured["ema_0.9.json"], "--nfe") == ["4"]
+    for name in ("evaluation.json", "tradeoff.json"):  # error bars for these
+        assert given(measured[name], "--seeds") == ["0", "1"]
+    assert given(measured["ema_0.9.json"], "--seeds") == ["1000"]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"SEED": "1"}, "SEED='1' and not '0'"),
+        ({"LR": "2e-3"}, "LR='2e-3' and not '1e-3', WARM_LR='2e-3' and not '1e-3'"),
+        ({"EXTRA": "--flip"}, "EXTRA='--flip' and not ''"),
+        ({"objective": "mean-flow"}, "OBJECTIVE='mean-flow' and not 'terminal-velocity'"),
+        ({"SEED": "1", "STAGES": "evaluate"}, "SEED='1' and not '0'"),
+    ],
+)
+def test_a_folder_of_another_training_is_refused(recipe, other: dict[str, str], told: str) -> None:
+    """It would train nothing, and report the figures of the old run."""
+    assert recipe(STAGES="none")[0].returncode == 0
+    result, commands = recipe(**other)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "another OUT" in result.stderr
+    assert not commands
+
+
+def test_a_folder_that_does_not_say_its_settings_is_refused(recipe, tmp_path: Path) -> None:
+    (tmp_path / "a run" / "run").mkdir(parents=True)
+    result, commands = recipe(STAGES="evaluate")
+    assert result.returncode == 2
+    assert "does not say its settings" in result.stderr
+    assert not commands
+
+
+def test_what_was_cut_off_goes_on_and_all_its_seconds_count(recipe, tmp_path: Path) -> None:
+    """The second phase ends with an error, then is killed without a word; the first is not trained again."""
+    out = tmp_path / "a run"
+    (tmp_path / "run fails").touch()
+    result, commands = recipe(STAGES="train")
+    assert result.returncode == 1
+    assert [given(c, "--run")[0] for c in commands] == [str(out / "warm"), str(out / "run")]
+    assert (out / "results" / "run_metrics.jsonl").exists()  # what there is by then
+    (out / "seconds").write_text("100\n")
+    now = int(time.time())
+    (out / "attempt").write_text(f"{now - 500} 100\n")  # what a killed attempt leaves, that lived for 130 s
+    (out / "alive").touch()
+    for path, ago in ((out / "attempt", 500), (out / "alive", 372), (out / "run" / "metrics.jsonl", 370)):
+        os.utime(path, (now - ago, now - ago))
+    os.utime(out / "warm" / "metrics.jsonl", (now - 600, now - 600))
+    (tmp_path / "run fails").unlink()
+    result, commands = recipe(STAGES="train")
+    assert result.returncode == 0, result.stderr
+    assert [given(c, "--run")[0] for c in commands[2:]] == [str(out / "run")]
+    seconds = int((out / "results" / "time.txt").read_text().split()[1])
+    assert 230 <= seconds < 240
+    assert commands[2] == commands[1]  # with the minutes that it had
+
+
+def test_more_minutes_continue_and_take_the_old_figures_away(recipe, tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    small = {"EMAS": "0.9", "W": "2", "EVALUATE_W": "1 2", "NFE": "1"}
+    assert recipe(**small)[0].returncode == 0
+    result, commands = recipe(**small, MINUTES="9", STAGES="train")
+    assert result.returncode == 0, result.stderr
+    trained = [c for c in commands if c[0] == "train"]
+    assert [Path(given(c, "--run")[0]).name for c in trained] == ["warm", "run", "run"]
+    assert float(given(trained[2], "--minutes")[0]) == pytest.approx(float(given(trained[1], "--minutes")[0]) + 2)
+    figures = ("evaluation*", "tradeoff*", "choose*", "samples*", "nearest*", "*.md", "best", "evaluate.log")
+    assert not [path for kind in figures for folder in (out, out / "results") for path in folder.glob(kind)]
+    chosen = len([c for c in commands if "/choose/" in str(c)])
+    result, commands = recipe(**small, MINUTES="9")
+    assert result.returncode == 0, result.stderr
+    assert len([c for c in commands if "/choose/" in str(c)]) == chosen + 1  # of the new weights
+    assert (out / "results" / "evaluation.json").exists()
+    result, _ = recipe(**small, MINUTES="8")
+    assert result.returncode == 2
+    assert "was given MINUTES=9, now 8" in result.stderr
+
+
+def test_an_evaluation_of_other_samples_is_put_aside(recipe, tmp_path: Path) -> None:
+    """`tvmatch evaluate` overwrites none."""
+    small = {"EMAS": "0.9", "W": "2", "EVALUATE_W": "2", "NFE": "1", "ALSO": "0", "WARM": "0"}
+    assert recipe(**small, SAMPLES="500")[0].returncode == 0
+    assert recipe(**small, SAMPLES="500")[0].returncode == 0
+    assert not (tmp_path / "a run" / "earlier").exists()
+    assert recipe(**small, SAMPLES="600")[0].returncode == 0
+    assert len(list((tmp_path / "a run" / "earlier").glob("*/evaluation.json"))) == 1
+    assert (tmp_path / "a run" / "evaluation.json").exists()
