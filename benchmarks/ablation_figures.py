@@ -10,51 +10,23 @@ are written again from what is there. A test holds docs/ to these tables, so tha
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import bound
 import gradient_norms
-from methods_tables import digits_table, plane_table
+from cifar10_figures import of_seconds
+from cifar10_runs import read_runs
+from methods_tables import chosen_table, cifar10_table, cost_table, digits_table, plane_table
 from page_tables import with_tables
-from tvmatch.ablation.report import draw, markdown, show
+from theory_tables import bound_table, norms_table
+from tvmatch.ablation.report import draw, markdown
 from tvmatch.ablation.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "methods_ablations.json"
-
-
-def bound_table(result: dict[str, Any]) -> str:
-    """Both sides at every moment, means over seeds."""
-    lines = [
-        f"Held at {result['hold']} of {result['evaluated']} evaluated points. {result['machine']}; {result['points']} "
-        f"points, hidden size {result['hidden']}, batch {result['batch']}; learning rate {result['learning_rate']:g}.",
-        "",
-        "| data | network | step | seeds | W2^2 | E\\|delta\\|^2 | right side | looseness | largest L | int L |",
-        "|" + "---|" * 10,
-    ]
-    for row in result["summary"]:
-        cells = [row["data"], row["network"], str(row["step"]), str(row["seeds"])]
-        cells += [show(row[name]) for name in ("w2_squared", "coupled", "right")] + [f"{row['looseness']:.3g}"]
-        cells += [show(row[name]) for name in ("lipschitz", "growth")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def norms_table(result: dict[str, Any]) -> str:
-    """Norms and their ratio to w = 1, mean and deviation over seeds."""
-    lines = [
-        f"{result['machine']}; {result['steps']} steps of {result['batch']}, hidden size {result['hidden']}.",
-        "",
-        "| method | w | seeds | gradient norm | ratio to w = 1 |",
-        "|---|---|---|---|---|",
-    ]
-    for row in result["summary"]:
-        cells = [row["method"], f"{row['w']:g}", str(row["seeds"]), show(row["norm"]), show(row.get("ratio"))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def ablation_tables(result: dict[str, Any]) -> str:
@@ -70,24 +42,31 @@ def ablation_tables(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-TABLES = {  # page -> marker -> (file, table)
+def result(name: str) -> dict[str, Any]:
+    """Committed results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {  # page -> marker -> table
     "theory.md": {
-        "bound": ("methods_bound.json", bound_table),
-        "norms": ("methods_gradient_norms.json", norms_table),
+        "bound": lambda: bound_table(result("methods_bound")),
+        "norms": lambda: norms_table(result("methods_gradient_norms")),
     },
-    "ablations.md": {"ablations": (ABLATIONS, ablation_tables)},
+    "ablations.md": {"ablations": lambda: ablation_tables(result("methods_ablations"))},
     "methods.md": {
-        "plane": ("methods_2d.json", plane_table),
-        "digits": ("methods_digits.json", digits_table),
-        "unet": ("methods_digits_unet.json", digits_table),
+        "unet": lambda: digits_table(result("methods_digits_unet")),
+        "cost": lambda: cost_table(result("methods_cost_h200")),
+        "plane": lambda: plane_table(result("methods_2d")),
+        "digits": lambda: digits_table(result("methods_digits")),
+        "chosen": lambda: chosen_table(result("methods_2d"), result("methods_digits")),
+        "cifar10": lambda: cifar10_table(of_seconds(read_runs(RESULTS / "cifar10"), 420)),
     },
 }
 
 
 def filled(page: str, text: str) -> str:
     """The page with the tables of its markers as the results have them."""
-    tables = TABLES[page].items()
-    return with_tables(page, text, {m: table(json.loads((RESULTS / file).read_text())) for m, (file, table) in tables})
+    return with_tables(page, text, {marker: table() for marker, table in TABLES[page].items()})
 
 
 def ablations_in(folder: Path) -> Iterator[dict[str, Any]]:

@@ -134,10 +134,9 @@ def plot(result: dict, path: Path) -> None:
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    most = max(row["seeds"] for row in result["summary"])
-    figure.suptitle(
-        f"{result['steps']} steps on points of two classes, up to {most} seeds, second half; bars: deviation"
-    )
+    least, most = (pick(row["seeds"] for row in result["summary"]) for pick in (min, max))
+    seeds = f"{most} seeds" if least == most else f"{least} to {most} seeds"
+    figure.suptitle(f"{result['steps']} steps on points of two classes, {seeds}, second half; bars: deviation")
     figure.savefig(path, dpi=110)
 
 

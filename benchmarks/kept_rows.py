@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,9 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return name.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def sources(rows: list[dict[str, Any]]) -> str:
+    """How many rows are of which commit; a + stands for uncommitted changes below src/."""
+    counted = Counter(row.get("commit") for row in rows)
+    return ", ".join(f"{count} rows of {commit or 'before commits were recorded'}" for commit, count in counted.items())

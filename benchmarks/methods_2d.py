@@ -85,7 +85,7 @@ def plot(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, 18.0, Path("benchmarks/results/methods_2d.json"), tuple(DATA))
+    add_options(parser, 24.0, Path("benchmarks/results/methods_2d.json"), tuple(DATA))
     parser.set_defaults(guided=False)
     parser.add_argument("--points", type=int, default=2000, help="samples of the assignment")
     parser.add_argument("--hidden", type=int, default=64)

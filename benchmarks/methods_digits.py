@@ -133,7 +133,7 @@ def plot(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, 60.0, Path("benchmarks/results/methods_digits.json"))
+    add_options(parser, 58.0, Path("benchmarks/results/methods_digits.json"))
     parser.set_defaults(guided=True, batch=64, learning_rate=1e-3, methods=[*METHODS, *CHOSEN])
     parser.add_argument("--samples", type=int, default=2000, help="pictures for each figure")
     parser.add_argument("--network", default=NETWORK, help="a preset (see tvmatch presets)")

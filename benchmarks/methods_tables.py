@@ -1,9 +1,12 @@
-"""What methods_2d.py and methods_digits.py found, as tables for docs/methods.md."""
+"""What methods_2d.py, methods_digits.py, methods_cost.py and the CIFAR-10 runs found, as tables for docs/methods.md."""
 
 from collections.abc import Callable, Sequence
+from statistics import mean, stdev
 from typing import Any
 
+from cifar10_runs import Run
 from methods_plot import CALLS
+from methods_runs import budget_of
 
 
 def _table(head: str, names: Sequence[str], cells: Callable[[str], list[str]]) -> list[str]:
@@ -23,9 +26,15 @@ def _sentence(result: dict[str, Any]) -> str:
     missing = "" if done == planned else f" {planned - done} of {planned} runs are missing."
     note = f" ({result['note']})" if result["note"] else ""
     return (
-        f"{result['training']['seconds']:g} s of CPU time a run, {result['seeds']} seeds; {result['machine']}, commit "
+        f"{budget_of(result['training'])} a run, {result['seeds']} seeds; {result['machine']}, commit "
         f"{result['commit']}{note}.{missing}"
     )
+
+
+def _steps(result: dict[str, Any], method: str) -> str:
+    """Mean, and least to largest where they differ from run to run."""
+    steps = [row["steps"] for row in result["runs"] if row["method"] == method]
+    return f"{mean(steps):.0f}" + (f" ({min(steps)} to {max(steps)})" if min(steps) < max(steps) else "")
 
 
 def plane_table(result: dict[str, Any]) -> str:
@@ -37,8 +46,7 @@ def plane_table(result: dict[str, Any]) -> str:
         return sum(rows[method, name, 1]["mean"] for name in data) / len(data)
 
     def cells(method: str) -> list[str]:
-        steps = sum(rows[method, name, 1]["steps"] for name in data) / len(data)
-        return [f"{steps:.0f}", *(_shown(rows[method, name, calls]) for name in data for calls in CALLS)]
+        return [_steps(result, method), *(_shown(rows[method, name, calls]) for name in data for calls in CALLS)]
 
     names = sorted({method for method, _, _ in rows}, key=one_call)
     head = "| method | steps | " + " | ".join(f"{name}, {calls}" for name in data for calls in CALLS) + " |"
@@ -54,7 +62,7 @@ def digits_table(result: dict[str, Any]) -> str:
     def cells(method: str) -> list[str]:
         distances = [_shown(rows[method, calls]["frechet"], 2) for calls in CALLS]
         shares = [_shown(rows[method, calls]["class_accuracy"]) for calls in CALLS]
-        return [f"{rows[method, 1]['steps']:.0f}", *distances, *shares]
+        return [_steps(result, method), *distances, *shares]
 
     names = sorted({method for method, _ in rows}, key=lambda method: rows[method, 1]["frechet"]["mean"])
     columns = [f"{kind}, {calls}" for kind in ("Frechet", "read right") for calls in CALLS]
@@ -66,3 +74,61 @@ def digits_table(result: dict[str, Any]) -> str:
         f"{real['class_accuracy']:.3f}."
     )
     return "\n".join([text, "", *_table(head, names, cells)])
+
+
+def cost_table(result: dict[str, Any]) -> str:
+    """Time and peak memory of a step of every method, beside flow matching, the cheapest first."""
+    rows = sorted(result["rows"], key=lambda row: row["milliseconds"])
+    base = next(row for row in rows if row["objective"] == "flow-matching")
+    guided = "no guidance" if float(result["guidance"]) == 1 else f"w = {result['guidance']}"
+    lines = [
+        f"{result['network']}, {result['data']}, batch {result['batch']}, {guided}; {result['device']}, torch "
+        f"{result['torch']}, commit {result['commit']}.",
+        "",
+        "| method | ms | times flow matching | arithmetic alone | peak, GiB | times flow matching |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = row["objective"] + (f", every {row['terminal_every']}th" if row["terminal_every"] > 1 else "")
+        cells = [name, f"{row['milliseconds']:.1f}", f"{row['times_flow_matching']:.2f}"]
+        cells += [f"{row['forward_passes'] / base['forward_passes']:.2f}"]
+        cells += [f"{row['peak_gib']:.1f}", f"{row['memory_times_flow_matching']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cifar10_table(runs: Sequence[Run]) -> str:
+    """Mean Frechet distance of each method over its seeds, the deviations beside."""
+    lines = [
+        "| method | seeds | 1 call | 2 calls | 4 calls | deviation, 1 call | 2 calls | 4 calls |",
+        "|" + "---|" * 8,
+    ]
+    for method in dict.fromkeys(run.method for run in runs):
+        same = [run for run in runs if run.method == method]
+        name = METHODS_OF_FOLDERS.get(method, method.replace("_", "-"))
+        values = [[run.frechet(calls) for run in same] for calls in CALLS]
+        means = [f"{mean(found):.{0 if mean(found) >= 99.5 else 1}f}" for found in values]
+        deviations = [f"{stdev(found):.2f}" if len(found) > 1 else "" for found in values]
+        lines.append(f"| {' | '.join([name, str(len(same)), *means, *deviations])} |")
+    return "\n".join(lines)
+
+
+METHODS_OF_FOLDERS = {"tvm": "terminal-velocity, every 4th"}  # as the recipe trains it
+
+
+OF_THE_ISSUE = ("terminal-velocity", "mean-flow", "flow-matching")  # those on CIFAR-10 whatever they have here
+
+
+def chosen_table(plane: dict[str, Any], digits: dict[str, Any]) -> str:
+    """The other methods by the mean of their distances of one call: W2 on every set of points, Frechet on digits."""
+    found = {(row["method"], row["data"]): row["mean"] for row in plane["summary"] if row["calls"] == 1}
+    found |= {(row["method"], "digits"): row["frechet"]["mean"] for row in digits["summary"] if row["calls"] == 1}
+    tasks = [*plane["data_w2"], "digits"]
+    names = sorted({method for method, _ in found if ", " not in method and method not in OF_THE_ISSUE})
+    means = {name: mean(found[name, task] for task in tasks) for name in names}
+
+    def cells(name: str) -> list[str]:
+        return [f"{means[name]:.3f}", *(f"{found[name, task]:.3f}" for task in tasks)]
+
+    head = f"| method | mean of the four | {' | '.join(tasks)} |"
+    return "\n".join(_table(head, sorted(names, key=means.__getitem__), cells))
