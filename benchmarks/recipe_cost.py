@@ -29,10 +29,18 @@ def main() -> None:
         if row is None or hours is None:
             print(f"{what}: no step on {'x'.join(map(str, recipe.shape))} was measured in {options.results.name}")
         else:
+            way = "recorded" if row.get("graph") else "launched"
             print(
                 f"{what} at {row['images_per_second']:.1f} images/s on one {results['device']}: {hours:,.0f} GPU-hours "
-                f"(a projection from a measured step, commit {row.get('commit', results['commit'])})"
+                f"(a projection from a {way} step of {row['batch']} samples, recompute {row['policy']}, commit "
+                f"{row.get('commit', results['commit'])})"
             )
+            if way == "recorded" and config.batch_size > row["batch"]:
+                print(
+                    f"  which holds where each GPU takes {row['batch']} samples a step, --accumulate 1 and --graphs on "
+                    f"({config.batch_size // row['batch']} GPUs). Fewer need --accumulate: their steps are launched "
+                    "from Python, which has not been measured and takes longer."
+                )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
     torchrun --nproc-per-node 2 benchmarks/train_step.py --cases 0 --strategy single ddp fsdp --graphs on --json ...
                                                                                                           (two GPUs)
 
-One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run. Over several
-GPUs a case's batch is that of each; `single` is one of them alone, while the others wait.
+One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run, and "first
+step" is the first training step alone. Over several GPUs a case's batch is that of each; `single` is one of them alone,
+while the others wait. benchmarks/train_step_tables.py writes the H200's file into docs/.
 """
 
 import argparse
@@ -91,6 +92,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
                 traceback.print_exc()
                 result["rows"].append({"network": case.network, "policy": case.recompute, "error": repr(error)})
                 continue
+            row |= {"commit": result["commit"], "matmul_tflops": round(matmul, 1)}
             result["rows"].append(row)
             if strategy == "single":
                 alone = row["images_per_second"]
