@@ -6,21 +6,31 @@
 # DATA: latents 4x32x32 (`tvmatch encode`). The same command continues a run that was stopped, killed, or moved to a
 # machine with another number of GPUs (the batch, 2048, stays that of all GPUs together).
 #
-# Expected: on one H200, 145 images/s at 64 samples a micro-step (benchmarks/results/train_step_h200.json); eight would
-# give 1,160 at perfect scaling, and 300,000 steps of 2048 in 6.1 days. Two GPUs and more have not been measured yet. One checkpoint takes 15 GiB of disk (float32: weights, target, two averages, two slots of AdamW).
+# Expected: a step of 64 samples a GPU that is recorded as a CUDA graph gives 168 images/s on one H200, and two GPUs 1.92
+# times one of their machine (docs/engine.md, docs/distributed.md). Steps are recorded only without accumulation, so from
+# 32 GPUs on, with --graphs on. On fewer, as here, each step takes several launched micro-steps: not measured, and
+# slower, for the host then takes about as long as the GPU. Eight GPUs at 168 images/s would need 5.3 days for 300,000 steps
+# of 2048. One checkpoint takes 15 GiB of disk (float32: weights, target, two averages, two slots of AdamW).
 #
-# SIGTERM or Ctrl-C ends with a checkpoint and exit code 143 or 130. torchrun waits 30 seconds for that save
-# (newer ones have --shutdown-timeout); what is cut short never counts, and the one before is kept.
+# SIGTERM or Ctrl-C ends with a checkpoint and exit code 143 or 130; where no new checkpoint came of it, with torchrun's
+# own code. torchrun waits 30 seconds for that save (newer ones have --shutdown-timeout); what is cut short never
+# counts, and the one before is kept.
 set -uo pipefail
 data=${1:?usage: $0 DATA RUN [options]}
 run=${2:?usage: $0 DATA RUN [options]}
 shift 2
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
-accumulate=$((2048 / (64 * gpus)))
+if ((!gpus || 2048 % gpus)); then
+    echo "a batch of 2048 cannot be shared alike by $gpus GPUs: set GPUS to a number that divides it" >&2
+    exit 2
+fi
+accumulate=1 # micro-steps: the fewest with which a GPU takes at most 64 samples at once
+while ((2048 / (gpus * accumulate) > 64)); do ((accumulate *= 2)); done
 
-stopped=0
-trap 'stopped=143; kill -TERM $launcher' TERM
-trap 'stopped=130; kill -INT $launcher' INT
+newest() { ls "$run"/checkpoints/step_*/tvmatch.json 2>/dev/null | tail -n 1; }
+stopped=0 signals=0
+trap 'stopped=143; ((signals += 1)); before=${before-$(newest)}; kill -TERM $launcher' TERM
+trap 'stopped=130; ((signals += 1)); before=${before-$(newest)}; kill -INT $launcher' INT
 # the two dashes: torchrun would take --run for an abbreviation of an option of its own
 torchrun --standalone --nproc-per-node "$gpus" -m -- tvmatch train \
     --run "$run" --data "$data" --network DiT-XL/2 --guidance 2 \
@@ -28,10 +38,14 @@ torchrun --standalone --nproc-per-node "$gpus" -m -- tvmatch train \
     --evaluation-ema 0.999 0.9999 --checkpoint-every 1000 --log-every 50 --sample-every 5000 \
     --strategy "${STRATEGY:-ddp}" "$@" &
 launcher=$!
-wait $launcher
-code=$?
-if [ $stopped -ne 0 ]; then # the signal ended that wait; this one is for the save
+seen=-1
+while [ $seen -ne $signals ]; do # a signal ends a wait; the next one is for the save
+    seen=$signals
     wait $launcher
+    code=$?
+done
+# torchrun ends with 1 whatever its processes say, so the checkpoint tells whether they have saved
+if [ $stopped -ne 0 ] && [ $code -ne 0 ] && [ "$(newest)" != "$before" ]; then
     code=$stopped
 fi
 exit $code

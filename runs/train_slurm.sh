@@ -6,7 +6,7 @@
 # DATA and RUN must lie on a disk that all machines share. One task a GPU, started by srun itself: a signal and an exit
 # code then reach each process and come back, without a launcher's time limit between them.
 #
-# Expected: as in runs/train_one_machine.sh for each GPU; not yet measured over machines. The global batch is 2048
+# Expected: as in runs/train_one_machine.sh for each GPU; not measured over machines. The global batch is 2048
 # whatever the number of GPUs, so a run may come back on other machines.
 #
 # Slurm sends SIGTERM 300 s before the end (or when it pre-empts): every process saves the same step and ends with 143.
@@ -28,7 +28,12 @@ shift 2
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
-accumulate=$((2048 / (64 * SLURM_NTASKS)))
+if ((!SLURM_NTASKS || 2048 % SLURM_NTASKS)); then
+    echo "a batch of 2048 cannot be shared alike by $SLURM_NTASKS tasks: ask for a number that divides it" >&2
+    exit 2
+fi
+accumulate=1 # micro-steps: the fewest with which a GPU takes at most 64 samples at once
+while ((2048 / (SLURM_NTASKS * accumulate) > 64)); do ((accumulate *= 2)); done
 trap ':' TERM # the batch script outlives the signal, to requeue
 
 # --kill-on-bad-exit: a process that dies ends the others

@@ -30,30 +30,26 @@ def test_the_options_are_known(name: str) -> None:
 def stand_ins(tmp_path: Path) -> dict[str, str]:
     """torchrun, srun and scontrol as scripts that say how they were called; a run that saves when it is told to end."""
     (tmp_path / "bin").mkdir()
-    working = "echo started >> $TRACE; trap 'sleep 0.3; echo saved >> $TRACE; exit $SAVED' TERM; "
+    save = (
+        "mkdir -p RUN/checkpoints/step_00000007; touch RUN/checkpoints/step_00000007/tvmatch.json; echo saved >> $TRACE"
+    )
+    working = f"echo started >> $TRACE; trap 'sleep 0.3; [ $SAVES = no ] || {{ {save}; }}; exit $CODE' TERM; "
     working += "for i in $(seq 100); do sleep 0.05; done; exit 0"
     for name, body in {"torchrun": working, "srun": working, "scontrol": "echo scontrol $@ >> $TRACE"}.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_JOB_NODELIST": "a"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    return os.environ | slurm | {"PATH": path, "TRACE": str(tmp_path / "trace"), "GPUS": "2"}
+    (tmp_path / "RUN/checkpoints/step_00000003").mkdir(parents=True)
+    (tmp_path / "RUN/checkpoints/step_00000003/tvmatch.json").touch()
+    return os.environ | slurm | {"PATH": path, "TRACE": str(tmp_path / "trace"), "GPUS": "2", "SAVES": "yes"}
 
 
-@pytest.mark.parametrize(
-    ("name", "saved", "expected"),
-    [
-        ("train_one_machine.sh", "1", ["started", "saved"]),  # torchrun's own exit code is 1
-        ("train_slurm.sh", "143", ["scontrol show hostnames a", "started", "saved", "scontrol requeue 7"]),
-    ],
-)
-def test_sigterm_saves_and_ends_with_143(
-    stand_ins: dict[str, str], tmp_path: Path, name: str, saved: str, expected: list[str]
-) -> None:
-    process = subprocess.Popen(
-        ["bash", str(RUNS / name), "DATA", "RUN"], env=stand_ins | {"SAVED": saved}, start_new_session=True
-    )
-    trace, deadline = tmp_path / "trace", time.monotonic() + 30
+def end_with_sigterm(environment: dict[str, str], folder: Path, name: str) -> tuple[int, list[str]]:
+    """A script in `folder`, told to end once its processes have begun: its exit code, and what happened."""
+    script = str(RUNS / name)
+    process = subprocess.Popen(["bash", script, "DATA", "RUN"], env=environment, cwd=folder, start_new_session=True)
+    trace, deadline = folder / "trace", time.monotonic() + 30
     while not trace.exists() or "started" not in trace.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -62,5 +58,53 @@ def test_sigterm_saves_and_ends_with_143(
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.terminate()
-    assert process.wait(30) == 143
-    assert trace.read_text().splitlines() == expected
+    return process.wait(30), trace.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "expected"),
+    [
+        ("train_one_machine.sh", "1", ["started", "saved"]),  # torchrun's own exit code is 1
+        ("train_slurm.sh", "143", ["scontrol show hostnames a", "started", "saved", "scontrol requeue 7"]),
+    ],
+)
+def test_sigterm_saves_and_ends_with_143(
+    stand_ins: dict[str, str], tmp_path: Path, name: str, code: str, expected: list[str]
+) -> None:
+    assert end_with_sigterm(stand_ins | {"CODE": code}, tmp_path, name) == (143, expected)
+
+
+@pytest.mark.parametrize(("saves", "code", "ends"), [("no", "1", 1), ("no", "2", 2), ("yes", "0", 0)])
+def test_without_a_new_checkpoint_torchrun_says_how_it_ended(
+    stand_ins: dict[str, str], tmp_path: Path, saves: str, code: str, ends: int
+) -> None:
+    """Or where it ended well."""
+    environment = stand_ins | {"SAVES": saves, "CODE": code}
+    assert end_with_sigterm(environment, tmp_path, "train_one_machine.sh")[0] == ends
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accumulate"), [(1, 32), (2, 16), (8, 4), (32, 1), (64, 1), (2048, 1), (0, None), (3, None), (48, None)]
+)
+@pytest.mark.parametrize("name", [*SCRIPTS, "imagenet256.sh", "imagenet512.sh"])
+def test_the_batch_is_shared_by_any_number_of_gpus_that_divides_it(
+    stand_ins: dict[str, str], tmp_path: Path, name: str, gpus: int, accumulate: int | None
+) -> None:
+    for command in ("torchrun", "srun", "python3"):
+        (tmp_path / "bin" / command).write_text('#!/usr/bin/env bash\necho "$@" >> $TRACE\n')
+        (tmp_path / "bin" / command).chmod(0o755)
+    environment = stand_ins | {"GPUS": str(gpus), "SLURM_NTASKS": str(gpus)}
+    done = subprocess.run(
+        ["bash", str(RUNS / name), "DATA", "RUN"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    if accumulate is None:
+        assert done.returncode == 2
+        assert f"a batch of 2048 cannot be shared alike by {gpus} " in done.stderr
+        assert not (tmp_path / "trace").exists() or "--accumulate" not in (tmp_path / "trace").read_text()
+        return
+    assert done.returncode == 0, done.stderr
+    at_a_time = 16 if name == "imagenet512.sh" else 64
+    given = int(re.search(r"--accumulate (\d+)", (tmp_path / "trace").read_text())[1])
+    assert given == accumulate if at_a_time == 64 else given == max(1, 2048 // 16 // gpus)
+    assert 2048 // (gpus * given) <= at_a_time
+    assert 2048 % (gpus * given) == 0
