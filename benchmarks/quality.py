@@ -4,8 +4,9 @@
     python benchmarks/quality.py --data cifar10_train.npz --features inception.pt --json FILE
 
 docs/evaluation.md says where both files come from. The FID is 2.124 (one H200 run); it must come out within
-0.01, and as torchmetrics computes it from the same features within 0.1%. Also timed: features, and all figures of
-50,000 samples. Without a GPU take few: --count 300 --first 100 (then no FID is expected).
+0.01, and as torchmetrics computes it from the same features within 0.1%. Also told: the authenticity of those first
+among the other pictures, which is what real pictures that were not trained on have (docs/evaluation.md). Also timed:
+features, and all figures of 50,000 samples. Without a GPU take few: --count 300 --first 100 (then no FID is expected).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from tvmatch.metrics.collecting import Collected
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
 from tvmatch.metrics.frechet import FeatureAccumulator, FeatureStatistics, frechet_distance
 from tvmatch.metrics.kernel import require_torchmetrics
+from tvmatch.metrics.manifold import authenticity
 from tvmatch.metrics.statistics import ReferenceStatistics
 from tvmatch.training.ranks import choose_device
 
@@ -102,6 +104,9 @@ def main() -> None:
     figures_seconds = time.perf_counter() - began
     print(f"all figures of {len(images)} samples: {figures_seconds:.1f} s besides drawing and features", flush=True)
 
+    held_out = authenticity(features[options.first :], features[: options.first])
+    print(f"authenticity of the first {options.first} among the others: {held_out:.4f}", flush=True)
+
     library = library_distance(features[: options.first].cpu(), features.cpu())
     print(f"the same by torchmetrics: {library:.5f}", flush=True)
     result: dict[str, Any] = {
@@ -119,6 +124,7 @@ def main() -> None:
         "pictures_per_second": len(images) / seconds,
         "frechet_seconds": frechet_seconds,
         "figures_seconds": figures_seconds,
+        "authenticity_of_the_first_among_the_others": held_out,
         "figures_of_the_data_against_itself": row,
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)

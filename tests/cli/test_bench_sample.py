@@ -1,9 +1,12 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.support import assert_one_line, tvmatch
+from tvmatch import sampling_speed
 
 SMALL = ("--network", "DiT-Digits/8", "--image-size", "8", "--channels", "1", "--classes", "3", "--device", "cpu")
 
@@ -19,6 +22,14 @@ def test_it_prints_and_writes_a_row_for_each_batch(tmp_path: Path, capsys: pytes
     for row in told["rows"]:
         assert row["images_per_second"] > 0
         assert row["milliseconds_90"] >= row["milliseconds"] > 0
+
+
+def test_latency_is_in_milliseconds_and_throughput_in_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_speed, "SECONDS", 0.1)
+    inputs = torch.zeros(4, 1), torch.zeros(4)
+    row = sampling_speed._measured(lambda *_: time.sleep(0.02), inputs, torch.device("cpu"))
+    assert 20 <= row["milliseconds"] <= row["milliseconds_90"] < 60
+    assert 60 < row["images_per_second"] <= 4 / 0.02
 
 
 @pytest.mark.parametrize(

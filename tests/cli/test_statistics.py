@@ -25,6 +25,10 @@ def test_statistics_and_then_evaluate(run: Path, tmp_path: Path, capsys: pytest.
     assert answer.out.startswith(f"{run}, step 16, 12 samples\n\n| calls | w | Frechet |")
     assert "warning: w=1 was not seen in training" in answer.err
     assert (tmp_path / "figures" / "tradeoff.png").is_file()
+    assert any(remark.startswith("w=1 was not seen in training") for remark in told["remarks"])
+    answer = tvmatch(capsys, "evaluate", run, "--out", figures)  # of pixel values: quick, in the place of what was long
+    assert_one_line(answer, "is of an evaluation with --features; it is not overwritten. Choose another --out")
+    assert json.loads(figures.read_text()) == told
 
 
 @pytest.mark.parametrize(

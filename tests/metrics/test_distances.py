@@ -1,5 +1,6 @@
 """Frechet and kernel distance beside torchmetrics, sliced W2 beside closed forms."""
 
+import inspect
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tvmatch.metrics import FeatureStatistics, frechet_distance
 from tvmatch.metrics import kernel as kernel_module
+from tvmatch.metrics.cases import _some
 from tvmatch.metrics.kernel import kernel_distance
 from tvmatch.metrics.projections import sliced_wasserstein
 
@@ -55,6 +57,29 @@ def test_the_kernel_distance_is_the_unbiased_mmd(monkeypatch: pytest.MonkeyPatch
     mean, deviation = kernel_distance(torch.from_numpy(real), torch.from_numpy(generated))
     assert mean == pytest.approx(expected, rel=1e-9)
     assert deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_published_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 subsets of 1000 for the kernel distance, and 1000 directions: what the page says, and is really asked for."""
+    kid, asked = pytest.importorskip("torchmetrics.image.kid"), []
+
+    class Noted(kid.KernelInceptionDistance):
+        def __init__(self, **options) -> None:
+            asked.append((options["subsets"], options["subset_size"]))
+            super().__init__(**options | {"subsets": 1})
+
+    monkeypatch.setattr(kid, "KernelInceptionDistance", Noted)
+    kernel_distance(torch.randn(1500, 2), torch.randn(1200, 2))
+    assert asked == [(100, 1000)]
+    assert inspect.signature(sliced_wasserstein).parameters["directions"].default == 1000
+
+
+def test_neighbours_are_sought_among_features_chosen_at_random() -> None:
+    """Not the first: data may be sorted by class."""
+    chosen = _some(torch.arange(1000)[:, None], 100)[:, 0]
+    assert len(chosen.unique()) == 100
+    assert 400 < float(chosen.float().mean()) < 600
+    assert torch.equal(chosen, _some(torch.arange(1000)[:, None], 100)[:, 0])
 
 
 def test_the_kernel_distance_repeats_itself_and_leaves_the_global_stream_alone() -> None:

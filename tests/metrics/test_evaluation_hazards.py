@@ -1,9 +1,11 @@
 """What could make an evaluation wrong without a word: kills within a case, two at once, other data, too few samples."""
 
+import contextlib
 import dataclasses
 import json
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.metrics.networks import save_small
 from tests.metrics.test_evaluation import ALONE, PLAN, measure, network_of
 from tests.metrics.test_evaluation import run as run  # the fixture
 from tests.training.support import tiny_network
 from tvmatch.data.arrays import source_from_arrays
 from tvmatch.files import locked
-from tvmatch.metrics import collecting
+from tvmatch.metrics import cases, collecting, identity
 from tvmatch.metrics.evaluation import evaluate
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
 from tvmatch.metrics.statistics import KEY, gather_statistics, read_statistics
@@ -67,7 +70,7 @@ def test_a_case_that_was_killed_in_the_middle_ends_with_the_same_figures(
 def test_guidance_scales_that_are_nearly_equal_are_measured_apart(run: Path, tmp_path: Path) -> None:
     rows = measure(run, tmp_path / "x.json", dataclasses.replace(ONE, scales=(1.5, 1.5000001)))
     assert [(row["w"], row["seeds"]) for row in rows] == [(1.5, [0]), (1.5000001, [0])]
-    assert (tmp_path / "x" / "samples_nfe1_w1.5000001.png").is_file()
+    assert (tmp_path / "x" / "samples_nfe1_w1.5000001_seed0.png").is_file()
 
 
 def test_two_at_once_are_refused(run: Path, tmp_path: Path) -> None:
@@ -76,32 +79,11 @@ def test_two_at_once_are_refused(run: Path, tmp_path: Path) -> None:
         measure(run, tmp_path / "x.json", ONE)
     parts = tmp_path / ".s.safetensors.parts"
     parts.mkdir()
-    source = source_from_arrays(np.zeros((9, 8, 8, 3), np.uint8))
+    source = source_from_arrays(np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8))
     with locked(parts, AssertionError()), pytest.raises(ValueError, match="another process works there"):
         gather_statistics(source, "zeros", network_of(run), tmp_path / "s.safetensors", 9, ALONE)
     gather_statistics(source, "zeros", network_of(run), tmp_path / "s.safetensors", 9, ALONE)
     assert not parts.exists()
-
-
-def test_what_a_reader_must_know_is_said_and_kept(run: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    source = source_from_arrays(np.random.default_rng(1).integers(0, 256, (12, 8, 8, 3), np.uint8))
-    path = gather_statistics(source, "others.npz", network_of(run), tmp_path / "other.safetensors", 12, ALONE)
-    plan = dataclasses.replace(ONE, samples=12, statistics=path)
-    evaluate(run, load_run(run), network_of(run), plan, tmp_path / "x.json", ALONE, said.append)
-    told = json.loads((tmp_path / "x.json").read_text())
-    assert told["remarks"] == said
-    assert said[0].startswith("12 samples give a covariance of rank 11 at most, in 12 dimensions")
-    assert said[1].startswith("12 pictures of other.safetensors give a covariance of rank 11")
-    assert f"is of others.npz, not of what {run} was trained on" in said[2]
-    assert said[0] in (tmp_path / "x" / "table.md").read_text()
-    assert told["kernel_subsets"] == [100, 12]
-    measure(run, tmp_path / "y.json", ONE)
-    assert json.loads((tmp_path / "y.json").read_text())["remarks"] == []
-    # another network than Inception, used as Inception is without anybody saying so
-    network = FeatureNetwork(run.parent / "small.pt", Preprocessing(), network_of(run).device)
-    evaluate(run, load_run(run), network, ONE, tmp_path / "z.json", ALONE, said.append)
-    assert said[-1].startswith("small.pt is not the Inception network")
 
 
 def test_statistics_with_too_few_features_are_refused_before_anything_is_drawn(
@@ -114,12 +96,71 @@ def test_statistics_with_too_few_features_are_refused_before_anything_is_drawn(
         measure(run, tmp_path / "x.json", dataclasses.replace(ONE, statistics=path))
 
 
-def test_what_an_evaluation_of_something_else_left_goes_when_this_one_is_done(run: Path, tmp_path: Path) -> None:
-    measure(run, tmp_path / "x.json", dataclasses.replace(ONE, calls=(1, 2)))
-    measure(run, tmp_path / "x.json", dataclasses.replace(ONE, calls=(1,), samples=25))
-    names = sorted(path.name for path in (tmp_path / "x").iterdir() if path.suffix == ".png")
-    assert names == ["nearest_nfe1_w1.5.png", "samples_nfe1_w1.5.png", "tradeoff.png"]
-    assert [path.name for path in (tmp_path / "x" / "rows").iterdir()] == ["nfe1_w1.5_seed0.json"]
+def test_an_evaluation_of_something_else_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    measure(run, out, ONE)
+    kept = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"samples 24 \(here 25\); it is not overwritten. Choose another --out, or remove"
+    ):
+        measure(run, out, dataclasses.replace(ONE, samples=25))
+    save_small(tmp_path / "small.pt", torch.nn.Sequential(torch.nn.Conv2d(3, 5, 12), torch.nn.Flatten()))
+    other = FeatureNetwork(tmp_path / "small.pt", Preprocessing(12), network_of(run).device)
+    with pytest.raises(ValueError, match=r"with features.sha256 \w{12}\.\.\. \(here"):
+        evaluate(run, load_run(run), other, ONE, out, ALONE)
+    (tmp_path / "small.pt").unlink()
+    out.unlink()  # the rows alone tell it too
+    with pytest.raises(ValueError, match=r"seed0\.json is of another evaluation, with samples 24"):
+        measure(run, out, dataclasses.replace(ONE, samples=25))
+    out.write_bytes(kept[out])
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == kept
+    measure(run, out, dataclasses.replace(ONE, calls=(1, 2)))  # more of the same
+    assert len(json.loads(out.read_text())["rows"]) == 2
+    out.write_text("[]")
+    with pytest.raises(ValueError, match="holds no evaluation, and is not overwritten"):
+        measure(run, out, ONE)
+
+
+def test_rows_of_other_code_are_not_taken_for_these(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(run, tmp_path / "x.json", ONE)
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["k"] == {"precision_recall": 3, "density_coverage": 5}
+    assert (told["directions"], set(told["chance"].values())) == (1000, {0})
+    assert told["torchmetrics"] == version("torchmetrics")
+    assert told["by_seed"][0]["commit"] == told["commit"]
+    monkeypatch.setattr(identity, "CODE", ("metrics",))
+    with pytest.raises(ValueError, match="is of another evaluation, with code"):
+        measure(run, tmp_path / "x.json", ONE)
+
+
+def test_the_pictures_are_those_of_the_seed_in_their_name(run: Path, tmp_path: Path) -> None:
+    """Also if seeds come one after another into one place; what was removed is drawn again."""
+    out, folder = tmp_path / "x.json", tmp_path / "x"
+    for seeds in ((0,), (1,), (0, 1)):
+        measure(run, out, dataclasses.replace(ONE, seeds=seeds))
+    first = (folder / "samples_nfe1_w1.5_seed0.png").read_bytes()
+    assert first != (folder / "samples_nfe1_w1.5_seed1.png").read_bytes()
+    (folder / "samples_nfe1_w1.5_seed0.png").unlink()
+    (folder / "nearest_nfe1_w1.5_seed0.png").unlink()
+    before = figures(out)
+    measure(run, out, dataclasses.replace(ONE, seeds=(0, 1)))
+    assert (folder / "samples_nfe1_w1.5_seed0.png").read_bytes() == first
+    assert (folder / "nearest_nfe1_w1.5_seed0.png").is_file()
+    assert figures(out)[0]["nearest"]["numbers"] == before[0]["nearest"]["numbers"]
+
+
+def test_one_progress_counts_all_cases(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    @contextlib.contextmanager
+    def noted(name: str, total: int, show: bool) -> Iterator[Any]:
+        seen.append([name, total, 0])
+        yield lambda dealt, worked: seen[-1].__setitem__(2, seen[-1][2] + dealt)
+
+    monkeypatch.setattr(cases, "counting", noted)
+    measure(run, tmp_path / "x.json", ONE)
+    measure(run, tmp_path / "x.json", PLAN)  # of four cases one is there
+    assert seen == [["samples of 1 cases", 24, 24], ["samples of 3 cases", 72, 72]]
 
 
 @pytest.mark.parametrize("damage", ["provenance", "missing", "network", "features", "nan", "counts"])

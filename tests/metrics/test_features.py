@@ -196,6 +196,57 @@ def test_networks_that_cannot_serve_are_named(tmp_path: Path, how: str, message:
         network(pictures())
 
 
+def test_a_batch_of_one_is_checked_beside_its_negative(tmp_path: Path) -> None:
+    network = FeatureNetwork(save_small(tmp_path / "strange.pt", Strange("batch")), Preprocessing(8), CPU)
+    with pytest.raises(ValueError, match=r"of a picture change by .* with the pictures beside it"):
+        network(pictures(1))
+    assert FeatureNetwork(save_small(tmp_path / "small.pt"), Preprocessing(12), CPU)(pictures(1)).shape == (1, 12)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * (1 + 0.003 * torch.randn_like(x).flatten(1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_noise_below_a_percent_is_seen(tmp_path: Path, count: int) -> None:
+    network = FeatureNetwork(save_small(tmp_path / "noisy.pt", Noisy()), Preprocessing(8), CPU)
+    with pytest.raises(ValueError, match=r"change by 0.00\d+, relative, when the same pictures come again"):
+        network(pictures(count))
+
+
+class Transformer(nn.Module):
+    """What DINOv2 is: patches of 14 pixels and a class token through attention; the token is the feature."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 14, 14)
+        self.token = nn.Parameter(torch.ones(1, 1, width))
+        self.places = nn.Parameter(torch.linspace(-1, 1, 257)[None, :, None].repeat(1, 1, width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        q, k, v = self.qkv(self.norm(x))[:, None].chunk(3, -1)
+        return self.norm(x + nn.functional.scaled_dot_product_attention(q, k, v)[:, 0])[:, 0]
+
+
+def test_a_traced_vision_transformer_serves_at_224_pixels(tmp_path: Path) -> None:
+    """As docs/evaluation.md has DINOv2 exported: traced with two pictures, used with any number."""
+    torch.manual_seed(0)
+    model = Transformer().eval()
+    torch.jit.trace(model, torch.zeros(2, 3, 224, 224)).save(str(tmp_path / "dino.pt"))
+    preprocessing = Preprocessing(224, "bicubic", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    network = FeatureNetwork(tmp_path / "dino.pt", preprocessing, CPU)
+    features = network(pictures(3, 32))
+    assert features.shape == (3, 8)
+    assert torch.allclose(features, model(preprocessing(pictures(3, 32))), atol=1e-5)
+    assert features.std(0).min() > 1e-4
+    assert torch.allclose(network(pictures(3, 32)[:1]), features[:1], atol=1e-5)
+
+
 def test_weights_in_16_bits_are_widened(tmp_path: Path) -> None:
     network = FeatureNetwork(save_small(tmp_path / "half.pt", Small().half()), Preprocessing(12), CPU)
     features = network(pictures())

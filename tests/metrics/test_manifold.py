@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.metrics import manifold
-from tvmatch.metrics.manifold import manifold_figures, nearest
+from tvmatch.metrics.manifold import authenticity, manifold_figures, nearest
 
 
 def by_loops(real: np.ndarray, generated: np.ndarray) -> tuple[float, ...]:
@@ -37,8 +37,9 @@ def test_the_definitions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
     real, generated = random.normal(size=(23, 3)), random.normal(size=(17, 3)) * 1.3 + 0.3
     found = manifold_figures(torch.from_numpy(real), torch.from_numpy(generated))
-    assert tuple(found) == pytest.approx(by_loops(real, generated))
-    assert 0 < found.precision < 1 or 0 < found.recall < 1
+    found = *found, authenticity(torch.from_numpy(real), torch.from_numpy(generated))
+    assert found == pytest.approx(by_loops(real, generated))
+    assert 0 < found[0] < 1 or 0 < found[1] < 1
 
 
 def cloud(count: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -51,7 +52,7 @@ def test_equal_distributions_overlap_and_distant_ones_do_not() -> None:
     assert same.recall > 0.7
     assert same.density == pytest.approx(1, abs=0.15)
     assert same.coverage > 0.9
-    assert manifold_figures(cloud(50, 0), cloud(50, 1, shift=100))[:4] == (0, 0, 0, 0)
+    assert manifold_figures(cloud(50, 0), cloud(50, 1, shift=100)) == (0, 0, 0, 0)
 
 
 def test_one_mode_of_two_is_precise_and_misses_half() -> None:
@@ -63,9 +64,18 @@ def test_one_mode_of_two_is_precise_and_misses_half() -> None:
 
 
 def test_copies_are_not_authentic() -> None:
-    real = cloud(60, 0)
-    assert manifold_figures(real, real[:30]).authenticity == 0
-    assert manifold_figures(real, cloud(30, 1)).authenticity > 0.3
+    real = cloud(600, 0)
+    assert authenticity(real, real[:300]) == 0
+    assert 0.4 < authenticity(real, cloud(300, 1)) < 0.65  # as if they had been among the others
+    assert authenticity(real[:120], real) > 0.3  # copies of those that are not known count as new
+
+
+def test_authenticity_in_pieces_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, generated = cloud(90, 0), cloud(40, 1)
+    whole = authenticity(real, generated)
+    monkeypatch.setattr(manifold, "COLUMNS", 1)
+    monkeypatch.setattr(manifold, "ROWS", 90 * 7)
+    assert authenticity(real, generated) == whole
 
 
 def test_nearest_finds_itself_first() -> None:
@@ -90,16 +100,16 @@ def test_copies_are_copies_whatever_rounding_makes_of_them() -> None:
     assert manifold.squared_distances(real.double(), real.double()).eq(0).sum() == 4 * 9
     figures = manifold_figures(real, real)
     # each point has two copies: the first neighbour is at zero, the third is another point
-    assert (figures.precision, figures.recall, figures.coverage, figures.authenticity) == (1, 1, 1, 0)
+    assert (figures.precision, figures.recall, figures.coverage, authenticity(real, real)) == (1, 1, 1, 0)
 
 
 def test_samples_that_are_all_the_same() -> None:
     real = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     same = real[:1].repeat(20, 1)
     figures = manifold_figures(real, same)
-    assert (figures.precision, figures.recall, figures.authenticity) == (1, 1 / 20, 0)
+    assert (figures.precision, figures.recall, authenticity(real, same)) == (1, 1 / 20, 0)
     figures = manifold_figures(same, same)
-    assert figures == (1, 1, 4, 1, 0)  # 20 balls hold each sample, 5 are expected
+    assert figures == (1, 1, 4, 1)  # 20 balls hold each sample, 5 are expected
 
 
 @pytest.mark.parametrize(

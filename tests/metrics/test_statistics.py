@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.metrics.networks import save_small
 from tests.training.pool import Pool
+from tvmatch.cli.statistics import StatisticsOptions
 from tvmatch.data.arrays import source_from_arrays
 from tvmatch.metrics import collecting
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
-from tvmatch.metrics.statistics import check_statistics, gather_statistics, read_statistics
+from tvmatch.metrics.statistics import KEPT, KEY, check_statistics, gather_statistics, read_statistics
 from tvmatch.training.ranks import Ranks, RanksError, join_ranks
 
 CPU = torch.device("cpu")
@@ -164,8 +166,34 @@ def test_wrong_requests_are_named(tmp_path: Path, options: dict, message: str) -
         gather(tmp_path, **options)
 
 
+def test_features_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    """Every distance would be zero."""
+    source = source_from_arrays(np.zeros((9, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="features of all 9 pictures of 'black' are the same"):
+        gather_statistics(source, "black", network_of(tmp_path), tmp_path / "s.safetensors", 9, ALONE)
+    assert not (tmp_path / "s.safetensors").exists()
+    told = {
+        "data": "x",
+        "fingerprint": "",
+        "pictures": 9,
+        "shape": [3, 8, 8],
+        "network": network_of(tmp_path).identity(),
+    }
+    tensors = {"mean": torch.ones(2), "covariance": torch.zeros(2, 2), "features": torch.ones(4, 2)}
+    tensors["indices"] = torch.arange(4)
+    save_file(tensors, tmp_path / "s.safetensors", {KEY: json.dumps(told)})
+    with pytest.raises(ValueError, match="all its pictures have the same features"):
+        read_statistics(tmp_path / "s.safetensors")
+
+
+def test_as_many_are_kept_by_default_as_cifar_10_has() -> None:
+    assert StatisticsOptions("x", Path("y"), Path("z")).keep == KEPT == 50_000
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = save_small(tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"is a folder; statistics are a file that `tvmatch statistics` wrote\.$"):
+        read_statistics(tmp_path)
     for other in (path, tmp_path / "none.safetensors"):
         with pytest.raises(ValueError, match="holds no statistics of `tvmatch statistics`"):
             read_statistics(other)

@@ -1,7 +1,6 @@
 """`tvmatch bench sample`."""
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,7 @@ def command(arguments: list[str]) -> int:
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
     from tvmatch.guidance import check_scale
+    from tvmatch.provenance import commit
     from tvmatch.sampling_speed import MODES, RECORDED, SamplingCase, measure_sampling
 
     w = (2.0 if options.classes else 1.0) if options.w is None else options.w
@@ -73,7 +73,7 @@ def command(arguments: list[str]) -> int:
     )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     told = {"device": name, "torch": torch.__version__, "tvmatch": __version__, "python": sys.version.split()[0]}
-    told |= {"commit": options.commit or _commit(), "rows": []}
+    told |= {"commit": options.commit or commit(), "rows": []}
     for row in measure_sampling(case, options.batch_size, modes, device):
         print(
             f"{row['mode']:>9}, batch {row['batch']:>4}, nfe {row['nfe']}: {row['images_per_second']:.1f} images/s, "
@@ -86,13 +86,3 @@ def command(arguments: list[str]) -> int:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(options.out, json.dumps(told, indent=1) + "\n")
     return 0
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, with a + if something in it has changed; None outside of one."""
-    answer = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"],
-        capture_output=True,
-        text=True,
-    )
-    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -29,7 +29,9 @@ class EvaluateOptions:
     run: tyro.conf.Positional[Path]  # folder of a trained run
     nfe: tuple[int, ...] = (1, 2, 4)  # network calls a picture
     w: tuple[float, ...] = ()  # guidance scales (default: the one trained for)
-    samples: int = 2000  # pictures for each figure, spread evenly over the classes
+    samples: int = (
+        2000  # pictures for each figure, of classes in turn: as many of each if it is a multiple of their number
+    )
     features: Path | None = None  # a TorchScript feature network: pictures [B, 3, size, size] to features [B, D]
     statistics: Path | None = None  # of `tvmatch statistics` (default: made from the run's own data, for Inception)
     seeds: tuple[int, ...] = (0,)  # of the noise; several give error bars (with --features)
@@ -82,10 +84,6 @@ def _in_features(options: EvaluateOptions, out: Path) -> int:
             precision=options.precision,
             codec=options.codec,
         )
-        for w in plan.scales:
-            warning = trained.check_w(w)
-            if ranks.main:
-                warn("evaluate", warning)
         network = FeatureNetwork(options.features, preprocessing, ranks.device)
         rows = evaluate(options.run, trained, network, plan, out, ranks, lambda text: warn("evaluate", text))
     if ranks.main:
@@ -99,6 +97,8 @@ def _in_pixels(options: EvaluateOptions, out: Path) -> int:
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
     from tvmatch.metrics.frechet import rank_remark
+    from tvmatch.metrics.identity import require_in_pixels
+    from tvmatch.metrics.remarks import class_counts, class_remark
     from tvmatch.metrics.report import evaluate_run, pins_of
     from tvmatch.training.trained import load_run
 
@@ -112,14 +112,20 @@ def _in_pixels(options: EvaluateOptions, out: Path) -> int:
     if len(options.seeds) != 1:
         raise ValueError(f"without --features there is one seed, got {list(options.seeds)}.")
     trained = load_run(options.run, options.ema, choose_device(options.device))
-    for w in options.w:
-        warn("evaluate", trained.check_w(w))
+    require_in_pixels(out)
+    told = [
+        rank_remark("samples", options.samples, math.prod(trained.flow.network.data_shape)),
+        class_remark(class_counts(options.samples, trained.flow.network.num_classes), ()),
+        *(trained.check_w(w) for w in options.w),
+    ]
+    remarks = [remark for remark in told if remark is not None]
     scales = options.w or (trained.w,)
     rows = evaluate_run(options.run, trained, options.nfe, scales, options.samples, options.seeds[0], options.method)
-    told = pins_of(trained, options.samples, options.seeds[0], options.method) | {"rows": rows}
+    for remark in remarks:
+        warn("evaluate", remark)
+    pins = pins_of(trained, options.samples, options.seeds[0], options.method)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, json.dumps(told, indent=1) + "\n")
-    warn("evaluate", rank_remark("samples", options.samples, math.prod(trained.flow.network.data_shape)))
+    write_text(out, json.dumps(pins | {"remarks": remarks, "rows": rows}, indent=1) + "\n")
     _show(options, trained.step, rows, out)
     return 0
 

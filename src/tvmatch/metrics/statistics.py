@@ -22,6 +22,8 @@ from tvmatch.training.ranks import Ranks
 KEY = "tvmatch_statistics"
 TOLD = ("data", "fingerprint", "pictures", "shape", "network")  # what a file must say of itself
 IDENTITY = ("sha256", "size", "resize", "mean", "deviation")  # of the network that made it
+KEPT = 50_000  # features kept by default, among which neighbours are sought: 400 MB of Inception's
+FLAT = 1e-12  # of the squared mean: a variance that is only rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,8 @@ def gather_statistics(
     """Statistics of the pictures of a source (of the `first` so many), written to `out` by rank 0; a pass that was
     killed continues.
 
-    At most `keep` features are kept, chosen evenly at random (seed 0). `ValueError` for latents.
+    At most `keep` features are kept, chosen evenly at random (seed 0). `ValueError` for latents, and if all pictures
+    have the same features.
     """
     if source.latent_space is not None:
         raise ValueError(f"data {name!r} are latents; give the pictures that they were made of.")
@@ -67,6 +70,10 @@ def gather_statistics(
         "data": name,
         "fingerprint": source.fingerprint,
         "pictures": count,
+        "of": len(source),  # what the fingerprint is of
+        "classes": np.bincount(source.labels[:count], minlength=source.num_classes).tolist()
+        if source.num_classes
+        else [],
         "shape": list(source.shape),
         "kept": len(kept),
         "network": network.identity(),
@@ -90,6 +97,11 @@ def gather_statistics(
 
 
 def _write(path: Path, gaussian: FeatureStatistics, features: Tensor, kept: np.ndarray, told: dict[str, Any]) -> None:
+    if _is_flat(gaussian):
+        raise ValueError(
+            f"the features of all {gaussian.count} pictures of {told['data']!r} are the same: nothing can be told "
+            f"apart by them. Is {told['network']['file']} a feature network, and are these pictures what it takes?"
+        )
     tensors = {
         "mean": torch.from_numpy(gaussian.mean),
         "covariance": torch.from_numpy(gaussian.covariance),
@@ -101,8 +113,14 @@ def _write(path: Path, gaussian: FeatureStatistics, features: Tensor, kept: np.n
         file.write(to_safetensors(tensors, {KEY: json.dumps(told, sort_keys=True)}))
 
 
+def _is_flat(gaussian: FeatureStatistics) -> bool:
+    return bool(np.trace(gaussian.covariance) <= FLAT * (gaussian.mean @ gaussian.mean))
+
+
 def read_statistics(path: Path) -> ReferenceStatistics:
     """What `gather_statistics` wrote; `ValueError` for anything else."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; statistics are a file that `tvmatch statistics` wrote.")
     try:
         with safe_open(path, "pt") as file:
             provenance = json.loads((file.metadata() or {})[KEY])
@@ -116,6 +134,8 @@ def read_statistics(path: Path) -> ReferenceStatistics:
         gaussian = FeatureStatistics(mean.numpy(), covariance.numpy(), provenance["pictures"])
         if features.shape != (len(indices), len(mean)) or not bool(features.isfinite().all()):
             raise ValueError(f"its features {list(features.shape)} are not {len(indices)} finite ones of {len(mean)}")
+        if _is_flat(gaussian):
+            raise ValueError("all its pictures have the same features")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no statistics of `tvmatch statistics` ({error}).") from error
     return ReferenceStatistics(gaussian, features, indices.numpy(), provenance)

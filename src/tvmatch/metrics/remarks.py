@@ -1,0 +1,52 @@
+"""What a reader of the figures must know, each a sentence: warned of, and kept with the figures."""
+
+from collections.abc import Sequence
+
+from tvmatch.metrics.frechet import rank_remark
+from tvmatch.metrics.statistics import ReferenceStatistics
+
+TOLERATED = 0.1  # relative, between the shares of a class among samples and pictures
+
+
+def class_counts(samples: int, classes: int) -> list[int]:
+    """How many samples of each class there are where classes come in turn; empty without classes."""
+    return [samples // classes + (k < samples % classes) for k in range(classes)]
+
+
+def class_remark(drawn: Sequence[int], pictures: Sequence[int]) -> str | None:
+    """What must be said of the classes of samples, by count of each, beside those of pictures (empty: not known, then
+    beside equal numbers)."""
+    if not drawn:
+        return None
+    if pictures and len(pictures) != len(drawn):
+        return f"the samples are of {len(drawn)} classes and the pictures of {len(pictures)}: they cannot be alike."
+    given = pictures or [1] * len(drawn)
+    shares = [(d / sum(drawn), p / sum(given)) for d, p in zip(drawn, given, strict=True)]
+    worst = max(abs(d - p) / p if p else (float("inf") if d else 0.0) for d, p in shares)
+    if worst <= TOLERATED:
+        return None
+    held = f"; the pictures hold {min(pictures)} to {max(pictures)} of a class" if pictures else ""
+    missing = sum(not count for count in drawn)
+    none = f" ({missing} of {len(drawn)} classes are not drawn at all)" if missing else ""
+    return (
+        f"classes come in turn: {min(drawn)} to {max(drawn)} samples of a class{none}{held}. The difference in shares "
+        "counts in the distances as if the samples were worse; take many more, a multiple of the number of classes."
+    )
+
+
+def reference_remarks(name: str, reference: ReferenceStatistics, whole: int | None) -> list[str]:
+    """Of statistics called `name`, whose data set has `whole` pictures (None: not known)."""
+    told, kept = reference.provenance, len(reference.features)
+    remarks = [rank_remark(f"pictures of {name}", reference.gaussian.count, len(reference.gaussian.mean))]
+    whole = told.get("of", whole)
+    if whole is not None and told["pictures"] < whole:
+        remarks.append(
+            f"{name} is of the first {told['pictures']} of {whole} pictures: the distances compare with those alone, "
+            "and nearest pictures and authenticity know no others."
+        )
+    if kept < told["pictures"]:
+        remarks.append(
+            f"{name} keeps the features of {kept} of {told['pictures']} pictures: nearest pictures and authenticity "
+            "know no others, so that a copy of another counts as new; make it with a larger --keep."
+        )
+    return [remark for remark in remarks if remark is not None]

@@ -1,0 +1,85 @@
+"""What a reader of the figures must know is said, and kept with them."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.metrics.test_evaluation import ALONE, PLAN, measure, network_of
+from tests.metrics.test_evaluation import run as run  # the fixture
+from tests.training.support import tiny_network
+from tvmatch.data.arrays import npz_source, source_from_arrays
+from tvmatch.metrics.evaluation import evaluate
+from tvmatch.metrics.features import FeatureNetwork, Preprocessing
+from tvmatch.metrics.remarks import class_counts, class_remark
+from tvmatch.metrics.statistics import gather_statistics
+from tvmatch.training.trained import load_run
+
+ONE = dataclasses.replace(PLAN, calls=(1,), seeds=(0,))
+
+
+@pytest.fixture(autouse=True)
+def _tiny_network() -> Iterator[None]:
+    with tiny_network():
+        yield
+
+
+def test_what_a_reader_must_know_is_said_and_kept(run: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    source = source_from_arrays(np.random.default_rng(1).integers(0, 256, (12, 8, 8, 3), np.uint8))
+    path = gather_statistics(source, "others.npz", network_of(run), tmp_path / "other.safetensors", 12, ALONE)
+    plan = dataclasses.replace(ONE, samples=12, statistics=path)
+    evaluate(run, load_run(run), network_of(run), plan, tmp_path / "x.json", ALONE, said.append)
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["remarks"] == said
+    assert said[0].startswith("12 samples give a covariance of rank 11 at most, in 12 dimensions")
+    assert said[1].startswith("12 pictures of other.safetensors give a covariance of rank 11")
+    assert f"is of others.npz, not of what {run} was trained on" in said[2]
+    assert said[0] in (tmp_path / "x" / "table.md").read_text()
+    assert told["kernel_subsets"] == [100, 12]
+    measure(run, tmp_path / "y.json", ONE)
+    assert json.loads((tmp_path / "y.json").read_text())["remarks"] == []
+    # another network than Inception, used as Inception is without anybody saying so
+    network = FeatureNetwork(run.parent / "small.pt", Preprocessing(), network_of(run).device)
+    evaluate(run, load_run(run), network, ONE, tmp_path / "z.json", ALONE, said.append)
+    assert said[-1].startswith("small.pt is not the Inception network")
+
+
+def test_a_part_of_the_pictures_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
+    """Kept features, first pictures, classes of other shares, a guidance scale that was not trained."""
+    source = npz_source(run.parent / "data.npz")
+    path = gather_statistics(source, "data", network_of(run), tmp_path / "s.safetensors", 9, ALONE, first=20)
+    measure(run, tmp_path / "x.json", dataclasses.replace(ONE, statistics=path, samples=18, scales=(1.5, 1.0)))
+    told = json.loads((tmp_path / "x.json").read_text())
+    first, kept, classes, scale = told["remarks"]
+    assert first.startswith("s.safetensors is of the first 20 of 40 pictures")
+    assert kept.startswith(
+        "s.safetensors keeps the features of 9 of 20 pictures: nearest pictures and authenticity know"
+    )
+    assert classes.startswith("classes come in turn: 6 to 6 samples of a class; the pictures hold 6 to 7 of a class")
+    assert scale.startswith("w=1 was not seen in training")
+    assert all(remark in (tmp_path / "x" / "table.md").read_text() for remark in told["remarks"])
+    assert told["classes"] == [6, 6, 6]
+    assert told["statistics"]["classes"] == [7, 7, 6]
+    assert told["authenticity_among"] == 9
+
+
+@pytest.mark.parametrize(
+    ("samples", "classes", "pictures", "told"),
+    [
+        (10, 0, (), None),
+        (2000, 1000, (), None),
+        (2500, 1000, (), "2 to 3 samples of a class. The"),
+        (500, 1000, (), "0 to 1 samples of a class (500 of 1000 classes are not drawn at all)"),
+        (1000, 2, (600, 400), "500 to 500 samples of a class; the pictures hold 400 to 600 of a class"),
+        (1000, 2, (510, 490), None),
+        (1000, 2, (1000, 0), "hold 0 to 1000"),
+        (1000, 2, (5, 5, 5), "of 2 classes and the pictures of 3"),
+    ],
+)
+def test_classes_of_other_shares_are_said(samples: int, classes: int, pictures: tuple, told: str | None) -> None:
+    remark = class_remark(class_counts(samples, classes), pictures)
+    assert remark is None if told is None else told in remark
