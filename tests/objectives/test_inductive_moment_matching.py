@@ -37,7 +37,7 @@ def matching(size: int) -> InductiveMomentMatching:
 
 
 def test_the_loss_is_the_double_sum_of_the_paper(flow: FlowMap) -> None:
-    """Written out pair by pair, with two classes: pairs of different classes do not count."""
+    """Written out pair by pair; where two classes meet in a group, each of them is a group of its own."""
     method = InductiveMomentMatching(flow, group=3)
     x, v = torch.randn(2, 6, 2, 4, 4).double().unbind()
     t = torch.tensor([0.9] * 3 + [0.5] * 3).double()
@@ -56,7 +56,7 @@ def test_the_loss_is_the_double_sum_of_the_paper(flow: FlowMap) -> None:
             if label[j] == label[k]:
                 gap = (t - s)[j]
                 value = kernel(y_t[j], y_t[k], gap) + kernel(y_r[j], y_r[k], gap) - 2 * kernel(y_t[j], y_r[k], gap)
-                expected[j] += time_weight(t[j]) * value / 3
+                expected[j] += time_weight(t[j]) * value / (label[first : first + 3] == label[j]).sum()
     losses = method.losses(Draws(x, v, t, s, t, label, w))
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-12)
 

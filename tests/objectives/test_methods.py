@@ -100,8 +100,11 @@ def test_gradient_vanishes_at_the_exact_map(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("direction", [0, 1])
 def test_a_shifted_map_has_a_larger_loss(name: str, direction: int) -> None:
-    """Shifts that do not depend on x: others may lower the variance of a target that holds v, and with it the loss."""
+    """Shifts that do not depend on x: others may lower the variance of a target that holds v, and with it the loss.
+    Of the jumps alone: the second shift is felt by no others, and their loss is of another scale in alpha-Flow."""
     method, draws = objective(name), nodes(noise=200)
+    jumps = draws.s < draws.t
+    draws = Draws(*(value[jumps] for value in draws))
     exact = float(expected_loss(method, draws))
     for size in (-0.3, -0.1, 0.1, 0.3):
         for flow in (method.flow, method.teacher):

@@ -34,7 +34,7 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 def gradient(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
     """Loss and gradient of one step from a checkpoint's weights, and the state as it was loaded."""
     with join_ranks(config.strategy, config.device) as ranks:
-        loop.check_shares(config, ranks)
+        loop.check_shares(config, ranks.count)
         state, header, module = loop.prepare(config, SOURCE, ranks)
         loop.resume(state, header, checkpoint, ranks)
         loaded = {name: whole(value) for name, value in state.tensors().items()}

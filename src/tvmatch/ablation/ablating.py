@@ -45,16 +45,19 @@ def ablate(
 ) -> dict[str, Any]:
     """Run what is not done yet, and write OUT/ablations.json, OUT/ablations.md and OUT/STUDY.png; the report.
 
-    Every option is checked before the first run. After a signal `Interrupted` is raised, when all that is there has
-    been written; the same call goes on. `say` is told of every finished run, with the time left.
+    Every option is checked before the first run; what `tvmatch train` would refuse stops all. After a signal
+    `Interrupted` is raised, when all that is there has been written; the same call goes on. `say` is told of every
+    finished run, with the time left, and before them of guidance scales to judge at that a run is not trained for.
     """
     if min(plan.calls, default=0) < 1 or plan.samples < 2:
         raise ValueError(f"calls must be at least 1 and samples at least 2, got {plan.calls} and {plan.samples}.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     cells = plan.cells()
-    for cell in {dataclasses.replace(cell.config, seed=0): cell for cell in cells.values()}.values():
-        check_cell(cell)
+    # a cell is its options and how it is judged: two studies may judge one run at different scales
+    alike = {(dataclasses.replace(cell.config, seed=0), cell.scales): cell for cell in cells.values()}
+    for warning in dict.fromkeys(warning for cell in alike.values() for warning in check_cell(cell)):
+        say(warning)
     out.mkdir(parents=True, exist_ok=True)
     results = {key: found for key, cell in cells.items() if (found := finished(cell, out)) is not None}
     left = [cell for key, cell in cells.items() if key not in results]

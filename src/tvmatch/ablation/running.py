@@ -19,10 +19,14 @@ import torch
 
 from tvmatch.ablation.study import Cell
 from tvmatch.ablation.tasks import base_config, check_options, judge, lipschitz, open_task
+from tvmatch.devices import choose_device
 from tvmatch.files import write_text
+from tvmatch.guidance import check_scale
 from tvmatch.training.build import build_flow, build_objective, network_shape
 from tvmatch.training.checkpoint import list_checkpoints, step_of
+from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.loop import TrainingError, train
+from tvmatch.training.preparing import check_shares, load_initial
 from tvmatch.training.signals import collected_signals
 from tvmatch.training.trained import load_run
 
@@ -37,14 +41,24 @@ class Interrupted(Exception):
         self.number = number
 
 
-def check_cell(cell: Cell) -> None:
-    """Raise `ValueError` now for options that cannot be trained with, before hours are spent on others."""
+def check_cell(cell: Cell) -> list[str]:
+    """Raise `ValueError` now for options that cannot be trained or judged with, before hours are spent on others;
+    sentences of warning for guidance scales that the run would be judged at and not trained for."""
     check_options(cell.task, cell.config)
+    check_shares(cell.config, processes=1)
     source = open_task(cell.task, cell.config)
     channels, side, _ = source.shape
     shape = network_shape(cell.config, side, channels, source.num_classes)
     source.close()
-    build_objective(cell.config, build_flow(cell.config, shape))
+    config, device = cell.config, choose_device(cell.config.device)
+    flow = build_flow(config, shape)
+    if config.initial is not None:
+        load_initial(flow, Path(config.initial))
+    should_capture(config.graphs, device, 1, config.accumulate)
+    dtype, compiled = compute_dtype(config.precision, device), should_compile(config.compile, device)
+    prepare_objective(build_objective(config, flow), dtype, compiled, config.recompute)
+    found = (check_scale(w, cell.config.guidance, shape.num_classes) for w in cell.scales)
+    return [warning for warning in found if warning is not None]
 
 
 def finished(cell: Cell, folder: Path) -> Result | None:

@@ -121,6 +121,14 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
             layer.compute_dtype = dtype
 
 
+def coarsest_rounding(module: nn.Module) -> float:
+    """The largest distance from 1 to the next number among the dtypes in which the layers of `module` compute: 2^-7 for
+    bfloat16, 2^-23 for float32."""
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    dtypes |= {layer.compute_dtype for layer in module.modules() if isinstance(layer, Linear) and layer.compute_dtype}
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention [B, N, C] -> [B, N, C] with RMS-normalised queries and keys."""
 

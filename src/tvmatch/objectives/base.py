@@ -93,6 +93,10 @@ class Objective(nn.Module):
         own = {name: value for name, value in self.named_parameters() if not name.startswith(("flow.", "target."))}
         return dict(self.flow.named_parameters()) | own
 
+    def notice(self) -> str | None:
+        """A sentence for whoever starts a training: how it departs, on this hardware, from what was asked for."""
+        return None
+
     def advance(self, progress: float) -> None:
         """Told before every step which share of the training is done, in [0, 1]; for objectives with a curriculum."""
 

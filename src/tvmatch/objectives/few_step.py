@@ -88,7 +88,7 @@ class FewStepObjective(Objective):
     def draws(self, x0: Tensor, label: Tensor, part: Part) -> Draws:
         """Everything random of one step, for the samples of `part`."""
         g, batch = self.generator, part.whole
-        label, w = drop_labels(part.spread(label), self.guidance(batch, g), self.label_dropout, g)
+        x0, label, w = self.conditions(x0, label, part)
         noise = torch.randn((batch, *x0.shape[1:]), generator=g, device=x0.device, dtype=x0.dtype)
         t, s = self.jumps(batch, g)
         same = torch.rand(batch, generator=g, device=g.device) < self.equal
@@ -96,12 +96,18 @@ class FewStepObjective(Objective):
             t = torch.where(same, self.times(batch, g), t)
         s = torch.where(same, t, s)
         share = torch.rand(batch, generator=g, device=g.device)
-        noise, label = part.cut(noise), part.cut(label)
-        t, s, share, w = (part.cut(value.to(x0.dtype)) for value in (t, s, share, w))
+        noise, w = part.cut(noise), w.to(x0.dtype)
+        t, s, share = (part.cut(value.to(x0.dtype)) for value in (t, s, share))
         x_t, v = interpolate(x0, noise, t), conditional_velocity(x0, noise)
         if not self.guidance.always_one:
             v = self.guided(x_t, v, t, label, w)
         return Draws(x_t, v, t, s, share, label, w)
+
+    def conditions(self, x0: Tensor, label: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+        """The data of `part`, and the classes (some dropped) and guidance scales that go with it."""
+        w = self.guidance(part.whole, self.generator)
+        label, w = drop_labels(part.spread(label), w, self.label_dropout, self.generator)
+        return x0, part.cut(label), part.cut(w)
 
     @torch.no_grad()
     def guided(self, x_t: Tensor, v: Tensor, t: Tensor, label: Tensor, w: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tvmatch.objectives import (
     SplitMeanFlow,
     TerminalVelocityMatching,
 )
+from tvmatch.objectives.inductive_moment_matching import GROUP
 from tvmatch.times import Independent, JumpScheme, LogitNormal, ToData, TruncatedGap, Uniform
 from tvmatch.training.config import JumpName, ObjectiveName, TrainConfig
 
@@ -93,6 +94,13 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
                 return method(flow, guidance=guidance, label_dropout=config.label_dropout)
             return method(flow, jumps=JUMPS[config.jumps], guidance=guidance, label_dropout=config.label_dropout)
     raise ValueError(f"unknown objective {config.objective!r}.")
+
+
+def shared_in(config: TrainConfig) -> tuple[int, str]:
+    """What the samples of every process and micro-step must be a multiple of, and why in words."""
+    if config.objective == "inductive-moment-matching":
+        return GROUP, f"the groups of {GROUP} samples that inductive-moment-matching compares"
+    return config.terminal_every, f"terminal_every={config.terminal_every}"
 
 
 def _refuse(config: TrainConfig, *names: str, owner: str | None = None) -> None:

@@ -5,7 +5,6 @@ continued therefore ends with the same bits, on a CPU, as one that never stopped
 """
 
 import contextlib
-import math
 import signal
 import time
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.tensorboard import SummaryWriter
 
 from tvmatch.data.latent_space import picture_maker
 from tvmatch.data.opening import open_source
@@ -23,8 +21,7 @@ from tvmatch.data.prefetch import Prefetcher
 from tvmatch.data.source import Source, to_network_range
 from tvmatch.data.stream import ShuffledStream
 from tvmatch.objectives import Objective, Part
-from tvmatch.pictures import save_png
-from tvmatch.training.attention_probe import probe
+from tvmatch.training.attention_probe import logit_figures, probe
 from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
@@ -33,8 +30,9 @@ from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume
 from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
-from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
-from tvmatch.training.run_folder import MetricsFile, RunFolderError, claim_run, open_run
+from tvmatch.training.ranks import Ranks, RanksError, Vote, checksums, join_ranks
+from tvmatch.training.records import Records
+from tvmatch.training.run_folder import RunFolderError, claim_run, open_run
 from tvmatch.training.saving import Saver
 from tvmatch.training.schedule import Schedule
 from tvmatch.training.signals import PATIENCE, collected_signals
@@ -68,7 +66,7 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     where processes differ or are gone.
     """
     with join_ranks(config.strategy, config.device) as ranks, outer_products(config.precision, ranks.device):
-        check_shares(config, ranks)
+        check_shares(config, ranks.count)
         before = ranks.on_main(lambda: open_run(config))
         schedule = Schedule(config, 0.0 if before is None else read_header(before).get("seconds", 0.0), ranks.count)
         if before is not None and schedule.over(step_of(before)):
@@ -94,6 +92,8 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
                     f"{last_checkpoint_text(config.run)} "
                     "Free some space or make the folder writable, then run the same command again to continue."
                 ) from error
+            except RanksError as error:
+                raise RanksError(f"{error} {last_checkpoint_text(config.run)}") from error
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -129,14 +129,14 @@ class _Run:
         self.progress = TrainingProgress(config.run.name, state.step, config.steps, show and ranks.main)
         self.saver = Saver(config.run, config.keep_checkpoints, ranks)
         self.stream = ShuffledStream(len(self.source), config.batch_size, config.seed, ranks.rank, ranks.count)
-        self.metrics: MetricsFile | None = None  # of rank 0, as is the board
-        self.board: SummaryWriter | None = None
+        self.records: Records | None = None  # of rank 0
         self.draws = bool(config.sample_every) and (ranks.main or ranks.strategy == "fsdp")  # gathers its weights
         self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device)
         self.instruments = Instruments(state.skipped, ranks.count)
         self.seen: tuple[Tensor, Tensor] | None = None  # the last batch, for the attention probe
         self.since = time.perf_counter()
         self.images, self.seconds = 0, 0.0
+        self.once: dict[str, float] = {}  # figures for the next line only
 
     def go(self) -> TrainingResult:
         config, state = self.config, self.state
@@ -146,12 +146,18 @@ class _Run:
             batches = stack.enter_context(Prefetcher(self.source, self.stream, state.step, self.device, config.flip))
             stack.callback(self.saver.close)
             stack.enter_context(self.progress)
+            stack.enter_context(self.ranks.exchanging())
             if state.step:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
+            elif self.records is not None and (lost := self.records.lost(config.checkpoint_every)) is not None:
+                self.progress.say(lost)
+            if (notice := self.objective.notice()) is not None:
+                self.progress.say(notice)
             vote, stop = Vote(self.ranks), 0
             while not self.schedule.over(state.step) and not (stop := vote(self.wish(caught))):
                 images, label = self.next_batch(batches)
                 self.step(images, label)
+                self.once |= self.schedule.first_step(self.device)
                 figures = self.report() if state.step % config.log_every == 0 else None
                 self.schedule.keep_pace(self.device)
                 self.progress.update(state.step, figures, self.schedule.expected_steps(state.step))
@@ -174,11 +180,7 @@ class _Run:
     def open_files(self, stack: contextlib.ExitStack) -> None:
         """On rank 0: what is written besides checkpoints."""
         clear_unfinished(self.config.run)
-        self.metrics = MetricsFile(self.config.run / "metrics.jsonl", self.state.step)
-        # what was logged at this step lies before the checkpoint; what came after it is written again
-        self.board = stack.enter_context(
-            SummaryWriter(str(self.config.run / "tensorboard"), purge_step=self.state.step + 1)
-        )
+        self.records = stack.enter_context(Records(self.config.run, self.state.step))
 
     def wish(self, caught: list[signal.Signals]) -> int:
         """Why this rank wants to stop: a signal's number, or a save that failed in the background; 0 to go on."""
@@ -243,14 +245,12 @@ class _Run:
         speed = reading.steps * self.config.batch_size / seconds
         scalars = {**reading.scalars(), "images_per_second": speed, "training_seconds": self.schedule.seconds()}
         scalars["learning_rate"] = self.state.optimizer.param_groups[0]["lr"]
-        logits = self.attention_logits()
-        if logits:
-            scalars["largest_attention_logit"] = max(logits)
-        if self.metrics is not None and self.board is not None:
-            by_block = {"largest_attention_logit_by_block": logits} if logits else {}
-            self.metrics.write({"step": self.state.step, **scalars, **by_block, **reading.tables()})
-            for name, value in {**scalars, **reading.scalars_by_time()}.items():
-                self.board.add_scalar(name, value, self.state.step)
+        scalars |= self.once
+        self.once = {}
+        logits, by_block = logit_figures(self.attention_logits())
+        scalars |= logits
+        if self.records is not None:
+            self.records.write(self.state.step, scalars, by_block | reading.tables(), reading.scalars_by_time())
         if reading.skipped:
             self.progress.say(
                 f"{reading.skipped} of the last {reading.steps} steps were skipped, their loss or gradient not finite "
@@ -260,13 +260,12 @@ class _Run:
         return shown | {"images/s": speed}
 
     def attention_logits(self) -> list[float]:
-        """On rank 0, the largest attention logit of each block on a few samples of the last batch; empty if one is not
-        finite. Under FSDP the other ranks lend their shards."""
+        """On rank 0, the largest attention logit of each block on a few samples of the last batch. Under FSDP the other
+        ranks lend their shards."""
         if self.seen is None or not (self.ranks.main or self.ranks.strategy == "fsdp"):
             return []
         network, (images, label) = self.objective.flow.network, self.seen
-        logits = probe(network, to_network_range(images), label, default_w(self.config.guidance, network.num_classes))
-        return logits if all(math.isfinite(value) for value in logits) else []
+        return probe(network, to_network_range(images), label, default_w(self.config.guidance, network.num_classes))
 
     def refuse(self, reading: Reading) -> None:
         """Too many steps in a row were not finite: stop, with weights that no such step has touched."""
@@ -284,9 +283,8 @@ class _Run:
             return
         flow = self.state.ema.flows[max(self.state.ema.flows)]
         picture = draw_preview(flow, self.config, self.source.class_names, self.to_pictures)
-        if self.board is not None:
-            save_png(picture, self.config.run / "samples" / f"step_{self.state.step:08d}.png")
-            self.board.add_image("samples", np.asarray(picture), self.state.step, dataformats="HWC")
+        if self.records is not None:
+            self.records.picture(self.state.step, picture)
         self.since = time.perf_counter() if not self.instruments.steps else self.since
 
     def save(self) -> Path:

@@ -9,7 +9,7 @@ from torch import nn
 from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.probe import verify_tangents
-from tvmatch.training.build import build_flow, build_objective, network_shape
+from tvmatch.training.build import build_flow, build_objective, network_shape, shared_in
 from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute
@@ -26,19 +26,21 @@ def share_of(config: TrainConfig, ranks: Ranks) -> int:
     return config.batch_size // (ranks.count * config.accumulate)
 
 
-def check_shares(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise `ValueError` unless every rank and micro-step gets the same number of samples, and of jumps."""
-    if config.batch_size % (ranks.count * config.accumulate):
+def check_shares(config: TrainConfig, processes: int) -> None:
+    """Raise `ValueError` unless every process and micro-step gets the same number of samples, and whole groups of them:
+    those of which one jumps, or that are compared."""
+    if config.batch_size % (processes * config.accumulate):
         raise ValueError(
-            f"batch_size={config.batch_size} is that of all processes together: it must be a multiple of {ranks.count} "
-            f"process{'es' if ranks.count > 1 else ''} x {config.accumulate} micro-step"
+            f"batch_size={config.batch_size} is that of all processes together: it must be a multiple of {processes} "
+            f"process{'es' if processes > 1 else ''} x {config.accumulate} micro-step"
             f"{'s' if config.accumulate > 1 else ''} (--accumulate)."
         )
-    share = share_of(config, ranks)
-    if share % config.terminal_every:
+    share = config.batch_size // (processes * config.accumulate)
+    size, reason = shared_in(config)
+    if share % size:
         raise ValueError(
-            f"terminal_every={config.terminal_every} must divide the {share} samples that each process and micro-step "
-            f"gets of batch_size={config.batch_size}."
+            f"{reason} must divide the {share} samples that each process and micro-step gets of "
+            f"batch_size={config.batch_size}; make it a multiple of {size * processes * config.accumulate}."
         )
 
 
