@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from tvmatch.data.digits import digits_source
 from tvmatch.networks.presets import NETWORKS, Size
+from tvmatch.training import loop
 from tvmatch.training.checkpoint import list_checkpoints, read_checkpoint
 from tvmatch.training.config import TrainConfig
+from tvmatch.training.ranks import join_ranks
+from tvmatch.training.schedule import Schedule
 
 TINY, TINY_SIZE = "DiT-Test/4", (Size(hidden_size=16, depth=1, num_heads=2), 4)
 OPTIONS: dict[str, Any] = {
@@ -68,3 +72,15 @@ def assert_same_bits(first: Path, second: Path) -> None:
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different, f"{len(different)} of {len(ours)} tensors differ, first {different[0]}"
+
+
+@contextlib.contextmanager
+def steps_of_a_run(config: TrainConfig) -> Iterator[tuple[loop._Run, torch.Tensor, torch.Tensor]]:
+    """The loop's own step, ready to be called with a batch of digits and their labels, which come with it."""
+    source = digits_source()
+    with join_ranks(config.strategy, config.device) as ranks:
+        state, header, module = loop.prepare(config, source, ranks)
+        run = loop._Run(config, source, state, header, module, ranks, Schedule(config), False)
+        indices = run.stream.indices(0)
+        images, label = torch.from_numpy(source.batch(indices)), torch.from_numpy(source.labels[indices])
+        yield run, images.to(ranks.device), label.to(ranks.device)

@@ -48,7 +48,7 @@ def run(config: TrainConfig, **keywords) -> None:
 def metrics(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl without the clock's share."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clocks = {"images_per_second", "training_seconds"}
+    clocks = {"images_per_second", "training_seconds", "seconds_until_first_step"}
     return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 

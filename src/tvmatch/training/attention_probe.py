@@ -67,3 +67,16 @@ def probe(network: Network, x0: Tensor, label: Tensor, w: float) -> list[float]:
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     scale = torch.where(label < 0, 1.0, w).to(x0.dtype)
     return largest_logits(network, interpolate(x0, noise, t), t, s, label, scale)
+
+
+def logit_figures(logits: list[float]) -> tuple[dict[str, float], dict[str, list[float | None]]]:
+    """What metrics say of a probe: figures (the largest finite logit, and how many blocks have none, if some do), and
+    the table by block, null where a block's logit is not finite. Both empty without attention."""
+    if not logits:
+        return {}, {}
+    by_block = [value if math.isfinite(value) else None for value in logits]
+    finite = [value for value in by_block if value is not None]
+    figures: dict[str, float] = {"largest_attention_logit": max(finite)} if finite else {}
+    if len(finite) < len(logits):
+        figures["attention_blocks_not_finite"] = len(logits) - len(finite)
+    return figures, {"largest_attention_logit_by_block": by_block}

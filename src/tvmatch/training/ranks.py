@@ -31,6 +31,10 @@ HINT = "torchrun --nproc-per-node 8 -m -- tvmatch train ..."
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
 
 
+# How gloo and NCCL say that the other end is gone
+LOST = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "remote process exited")
+
+
 class RanksError(RuntimeError):
     """The processes of a run differ, or one of them is gone."""
 
@@ -61,8 +65,22 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise RanksError(f"rank {self.rank}: another process of this run is gone ({reason}).") from error
+            raise RanksError(self._gone(error)) from error
+
+    @contextlib.contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Around training steps, in which PyTorch exchanges tensors by itself: a rank that is gone is named so; all
+        other errors pass."""
+        try:
+            yield
+        except RuntimeError as error:
+            known = type(error) is RuntimeError or isinstance(error, dist.DistError)
+            if self.count == 1 or not known or not any(sign in str(error) for sign in LOST):
+                raise
+            raise RanksError(self._gone(error)) from error
+
+    def _gone(self, error: RuntimeError) -> str:
+        return f"rank {self.rank}: another process of this run is gone ({str(error).splitlines()[0]})."
 
     def on_main(self, function: Callable[[], Result]) -> Result:
         """Call `function` on rank 0 alone; every rank gets what it returned, or raises what it raised."""

@@ -158,12 +158,14 @@ def _run_near(path: Path) -> Path | None:
 
 class MetricsFile:
     """RUN/metrics.jsonl: one JSON object a line, in order of steps; lines after `step` are dropped when it opens,
-    because a resumed run writes them again."""
+    because a resumed run writes them again. `dropped` is the last step of these, 0 where there were none."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+        steps = [_step_of(line) for line in lines]
+        self.dropped = max((each for each in steps if each is not None and each > step), default=0)
+        kept = [line for line, each in zip(lines, steps, strict=True) if each is not None and each <= step]
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, values: dict[str, Any]) -> None:

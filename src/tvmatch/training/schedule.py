@@ -23,6 +23,7 @@ class Schedule:
             raise ValueError(f"--minutes is for one process; with {processes} give --steps.")
         self.config, self.spent, self.began = config, spent, time.monotonic()
         self.launched: deque[torch.cuda.Event] = deque()
+        self.stepped = False
 
     def seconds(self) -> float:
         """Training time until now."""
@@ -54,8 +55,20 @@ class Schedule:
         fall = min(1.0, (1 - self.progress(step)) / config.decay_share) if config.decay_share else 1.0
         return config.learning_rate * rise * fall
 
+    def first_step(self, device: torch.device) -> dict[str, float]:
+        """After every step: after the first the seconds until its end, for which the host waits; then nothing. They
+        count from when this was made: data, network, the check of tangents and compilation, but not Python's imports
+        and the meeting of processes."""
+        if self.stepped:
+            return {}
+        self.stepped = True
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return {"seconds_until_first_step": time.monotonic() - self.began}
+
     def keep_pace(self, device: torch.device) -> None:
-        """After every step: a host far ahead of its GPU would see the minutes end before their steps do."""
+        """After every step of a run by minutes: wait for the step before the last. A host far ahead of its GPU would
+        see the minutes end before their steps do."""
         if self.config.minutes is None or device.type != "cuda":
             return
         event = torch.cuda.Event()
