@@ -150,6 +150,8 @@ class Drifting(Patched):
 
 
 class Dying(Patched):
+    after = 5  # the save of step 4 has waited for that of step 2, so there is a checkpoint
+
     def happen(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

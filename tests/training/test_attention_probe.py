@@ -9,7 +9,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.training import attention_probe
-from tvmatch.training.attention_probe import largest_logits, probe
+from tvmatch.training.attention_probe import largest_logits, logit_figures, probe
 from tvmatch.training.engine import prepare_network
 
 
@@ -95,3 +95,17 @@ def test_compiled_blocks_give_the_same_and_stay_compiled(flow: FlowMap, inputs: 
         assert largest_logits(flow.network, **inputs) == pytest.approx(plain, rel=1e-6)
         flow.network(**inputs)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+
+
+def test_a_block_that_is_not_finite_hides_no_other() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert logit_figures([]) == ({}, {})
+    assert logit_figures([1.0, 3.0]) == (
+        {"largest_attention_logit": 3.0},
+        {"largest_attention_logit_by_block": [1.0, 3.0]},
+    )
+    assert logit_figures([1.0, nan, 2.0, inf]) == (
+        {"largest_attention_logit": 2.0, "attention_blocks_not_finite": 2},
+        {"largest_attention_logit_by_block": [1.0, None, 2.0, None]},
+    )
+    assert logit_figures([nan])[0] == {"attention_blocks_not_finite": 1}

@@ -23,8 +23,11 @@ from tvmatch.training.loop import train
 from tvmatch.training.ranks import Ranks, join_ranks
 from tvmatch.training.saving import Saver
 
-# A network's float32 sums differ in their last digits when they are added up in another order
+# A network's float32 sums differ in their last digits when they are added up in another order. Of a gradient, relative
+# to its largest number in all tensors; and, in each tensor, to the largest number of that tensor (2.6e-5 were seen, of
+# norms of keys and of patches, whose gradients are small differences of larger sums)
 TOLERANCE = 1e-6
+TENSOR_TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,14 @@ def relative(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours) / largest
 
 
+def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Within the tolerances above, and no tensor's gradient is zero, which would equal anything small."""
+    assert relative(ours, theirs) < TOLERANCE
+    apart = {name: relative({name: ours[name]}, {name: value}) for name, value in theirs.items()}
+    assert all(float(value.abs().max()) > 0 for value in theirs.values())
+    assert max(apart.values()) < TENSOR_TOLERANCE, dict(sorted(apart.items(), key=lambda each: -each[1])[:3])
+
+
 @pytest.mark.parametrize(
     ("strategy", "ranks", "changes"),
     [
@@ -92,7 +103,7 @@ def test_the_same_batch_gives_the_same_loss_and_gradients(
     for answer in answers:
         assert isinstance(answer, dict), answer
         assert answer["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
-        assert relative(answer["gradients"], alone["gradients"]) < TOLERANCE
+        assert_same_gradients(answer["gradients"], alone["gradients"])
         # what was loaded, from a checkpoint of one process, and how the averages then move, to the last bit
         for kind in ("loaded", "average", "target"):
             assert answer[kind].keys() == alone[kind].keys()
@@ -121,7 +132,7 @@ def test_how_often_sharded_weights_are_gathered(pool: Pool, tmp_path: Path, chan
 def test_accumulation_in_one_process(checkpoint: Path, alone: dict) -> None:
     answer = rank_checks.gradient(config(checkpoint.parent.parent, accumulate=4), checkpoint)
     assert answer["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
-    assert relative(answer["gradients"], alone["gradients"]) < TOLERANCE
+    assert_same_gradients(answer["gradients"], alone["gradients"])
 
 
 def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tmp_path: Path) -> None:
@@ -252,8 +263,9 @@ def test_a_rank_that_dies_ends_the_others(pool: Pool, tmp_path: Path, strategy: 
     assert time.monotonic() - began < LIMIT
     assert answers[1] is None
     # at the exchange of gradients, or at the next decision
-    assert answers[0].startswith(("RuntimeError: ", "RanksError: rank 0: another process of this run is gone")), answers
+    assert answers[0].startswith("RanksError: rank 0: another process of this run is gone ("), answers
     assert "onnection" in answers[0], answers[0]  # closed or reset by the peer
+    assert answers[0].endswith(f"The last good checkpoint is {list_checkpoints(options.run)[-1]}."), answers[0]
     assert pool.run(rank_checks.train, 2, options) == [(6, None)] * 2
 
 

@@ -1,12 +1,14 @@
 """What the loop asks of a step on a GPU: skipping without a word to the host (make test-gpu)."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import randomise
+from tests.training.support import steps_of_a_run, tiny_config
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.objectives import TerminalVelocityMatching
@@ -81,3 +83,39 @@ def test_averages_move_as_without_a_skip(decay: float) -> None:
     move_towards([(second, decay)], step.flow, torch.zeros((), device=step.device))
     tolerance = 0 if decay == 0 else 1e-6
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("graphs", ["off", "on"])
+@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching", "mean-flow", "consistency-training"])
+def test_the_loops_own_step_does_not_wait(tmp_path: Path, objective: str, graphs: str) -> None:
+    """The body of `test_no_waiting.py`, where PyTorch itself says when the host waits; launched, and recorded."""
+    options = {"objective": objective, "batch_size": 8, "steps": 20, "device": "cuda", "graphs": graphs}
+    with steps_of_a_run(tiny_config(tmp_path / "run", compile="off", **options)) as (run, images, label):
+        for _ in range(8):  # after the looks at tangents, and the step that is recorded
+            run.step(images, label)
+        assert (run.gradient.graph is not None) == (graphs == "on")
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")  # whatever makes the host wait raises
+        try:
+            for _ in range(2):
+                run.step(images, label)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        reading = run.instruments.read()
+        assert (reading.steps, reading.skipped) == (10, 0)
+        run.gradient.close()
+
+
+def test_a_look_of_the_loops_own_step_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = torch.nn.utils.clip_grad_norm_
+    options = {"batch_size": 8, "steps": 20, "device": "cuda", "graphs": "off", "compile": "off"}
+    with steps_of_a_run(tiny_config(tmp_path / "run", **options)) as (run, images, label):
+        for _ in range(4):
+            run.step(images, label)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a, **k: (n := clip(*a, **k), float(n))[0])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with pytest.raises(RuntimeError, match="synchronizing"):
+                run.step(images, label)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -263,6 +263,27 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert (header["step"], header["class_names"]) == (6, [str(digit) for digit in range(10)])
 
 
+def test_the_seconds_until_the_first_step_are_written_once_a_start(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", steps=3, log_every=2)
+    run(config)
+    run(dataclasses.replace(config, steps=6))
+    lines = [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
+    written = {line["step"]: line.get("seconds_until_first_step") for line in lines}
+    assert [step for step, seconds in written.items() if seconds is not None] == [2, 4]
+    assert 0 < written[2] <= lines[0]["training_seconds"]
+
+
+def test_a_run_without_the_checkpoints_it_had_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(tiny_command(tmp_path / "run")) == 0
+    assert "no checkpoint" not in capsys.readouterr().err
+    for path in list_checkpoints(tmp_path / "run"):
+        remove(path)
+    assert main(tiny_command(tmp_path / "run")) == 0
+    assert "was trained until step 6 at least, and holds no checkpoint: starting anew from step 0" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+
+
 def test_averages_and_target_follow_every_step(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path / "run",

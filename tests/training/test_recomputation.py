@@ -77,6 +77,12 @@ def kept(block: torch.nn.Module, given: list[Tensor], pair: bool) -> int:
     return sum(size for place, size in found.items() if place not in own)
 
 
+def gradients(block: torch.nn.Module, given: list[Tensor], pair: bool) -> list[Tensor]:
+    """Of `run`, for inputs and weights that it depends on."""
+    weights = [*given[:4], *block.parameters()]
+    return list(torch.autograd.grad(run(block, given, pair), weights, allow_unused=True))
+
+
 def step(flow: FlowMap, depth: int, recompute: Recompute) -> int:
     """Two compiled steps of a network of equal blocks; how many graphs were compiled."""
     torch._dynamo.reset()
@@ -146,10 +152,15 @@ def test_full_recomputation_keeps_nothing_when_compiled(
     """PyTorch 2.11 kept what the operators inside `torch.autograd.Function`s give: XL/2 took 53.5 GiB."""
     kernels(short)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
-    prepared, given = block("full", True, torch.bfloat16), inputs()
+    prepared, given = block("full", True), inputs()
+    plain = block("none", False)
+    plain.load_state_dict(prepared.state_dict())
     assert kept(prepared, given, pair=True) == 0
     # of attention by PyTorch, on a CPU, the state of a generator that it does not use
     assert kept(prepared, given, pair=False) <= (0 if short else torch.get_rng_state().nbytes)
+    for pair in (True, False):
+        ours, theirs = (gradients(each, given, pair) for each in (prepared, plain))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

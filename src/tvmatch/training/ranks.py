@@ -80,7 +80,8 @@ class Ranks:
             raise RanksError(self._gone(error)) from error
 
     def _gone(self, error: RuntimeError) -> str:
-        return f"rank {self.rank}: another process of this run is gone ({str(error).splitlines()[0]})."
+        reason = str(error).splitlines()[0].split(". ")[0]  # without gloo's advice
+        return f"rank {self.rank}: another process of this run is gone ({reason})."
 
     def on_main(self, function: Callable[[], Result]) -> Result:
         """Call `function` on rank 0 alone; every rank gets what it returned, or raises what it raised."""
