@@ -28,11 +28,12 @@ from typing import Any
 
 import torch
 
-from kept_rows import commit, kept_rows, machine
+from kept_rows import kept_rows, machine
 from tvmatch.files import write_text
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.objectives import TerminalVelocityMatching
+from tvmatch.provenance import commit
 from tvmatch.theory import Gaussian, GaussianMixture, eight_gaussians, evaluate_bound
 from tvmatch.training.ema import EvaluationEma, move_towards
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from kept_rows import commit, kept_rows, machine
+from kept_rows import kept_rows, machine
 from tvmatch.ablation.studies import STUDIES
 from tvmatch.ablation.tasks import LIPSCHITZ_ITERATIONS, LIPSCHITZ_POINTS, TIMES
 from tvmatch.data.digits import digits_source
@@ -36,6 +36,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.interpolant import interpolate
 from tvmatch.networks.presets import build_network, network_config
 from tvmatch.objectives import TerminalVelocityMatching
+from tvmatch.provenance import commit
 from tvmatch.theory import velocity_lipschitz
 from tvmatch.training.ema import EvaluationEma, move_towards
 

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kept_rows import commit, kept_rows, machine
+from kept_rows import kept_rows, machine
 from tvmatch.ablation.points import CLASSES, PointSource
 from tvmatch.files import write_text
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.objectives import MeanFlow, Objective, TerminalVelocityMatching
+from tvmatch.provenance import commit
 from tvmatch.training.ema import move_towards
 
 BAR = 3.0  # of TVM's norm at w = 4 over that at w = 1

@@ -2,14 +2,11 @@
 
 import json
 import platform
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).parents[1]
 
 
 def kept_rows(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -42,18 +39,7 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def commit() -> str:
-    """The commit of this checkout, with a + where src/ differs from it; empty where git or its history is missing."""
-    try:
-        where = ["git", "-C", str(ROOT)]
-        name = subprocess.run([*where, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*where, "diff", "--quiet", "HEAD", "--", "src"], capture_output=True, check=False)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return name.stdout.strip() + ("+" if changed.returncode else "")
-
-
 def sources(rows: list[dict[str, Any]]) -> str:
-    """How many rows are of which commit; a + stands for uncommitted changes below src/."""
+    """How many rows are of which commit; a + stands for changes that were not committed then."""
     counted = Counter(row.get("commit") for row in rows)
     return ", ".join(f"{count} rows of {commit or 'before commits were recorded'}" for commit, count in counted.items())

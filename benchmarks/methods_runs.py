@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kept_rows import commit, machine
+from kept_rows import machine
 from tvmatch.files import write_text
 from tvmatch.flow_map import FlowMap
 from tvmatch.objectives import MeanFlow, Objective
+from tvmatch.provenance import commit
 from tvmatch.training.bench import FORWARD_PASSES, forward_passes
 from tvmatch.training.build import build_objective
 from tvmatch.training.config import TrainConfig
@@ -194,7 +195,7 @@ def run_all(
 ) -> dict[str, Any]:
     """`measure` every job that `options.out` does not hold, in `options.workers` processes; all rows with `head`. Each
     new row tells the commit and the machine that it comes from."""
-    source = {"commit": options.commit or commit(), "machine": head["machine"]}
+    source = {"commit": options.commit or commit() or "", "machine": head["machine"]}
     result = {**head, "note": options.note, "commit": source["commit"], "planned_runs": len(jobs), "runs": []}
     if options.out.exists():
         before = json.loads(options.out.read_text())
