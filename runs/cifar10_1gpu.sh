@@ -124,8 +124,9 @@ train_stage() {
     rm -rf "$OUT"/{best,choose,trained} "$OUT"/{evaluation,evaluation_*,tradeoff}{,.json,.asked}
     rm -f "$RESULTS"/evaluation{,_*}.json "$RESULTS"/tradeoff{.json,.md,_of_w.png,.png} "$RESULTS"/choose_*.json \
         "$RESULTS"/{samples,nearest}_*.png "$RESULTS"/{table,evaluation_*}.md "$RESULTS"/{evaluate.log,time.txt}
-    echo "$(date -u +%FT%TZ), commit ${COMMIT:-$(git describe --always --dirty=+ --exclude='*' 2> /dev/null || echo unknown)}:" \
-        "$OBJECTIVE, MINUTES=$MINUTES, seed $SEED"
+    local commit=${COMMIT:-$(git describe --always --dirty=+ --exclude='*' 2> /dev/null || echo unknown)}
+    echo "$(date -u +%FT%TZ), commit $commit: $OBJECTIVE, MINUTES=$MINUTES, seed $SEED"
+    grep -qxF "$commit" "$RESULTS/commit.txt" 2> /dev/null || echo "$commit" >> "$RESULTS/commit.txt" # a line for each that trained
     OPTIONS=(--objective "$OBJECTIVE" --learning-rate "$LR" --decay-share "$DECAY" --warmup-steps "$WARMUP_STEPS"
         --evaluation-ema $EMAS $EXTRA)
     # only these learn jumps from an average of the weights

@@ -124,6 +124,10 @@ def test_real_pictures_in_place_of_samples_are_found(
     assert row["sliced_w2"] < 1e-6
     told = json.loads((tmp_path / "copied.json").read_text())["by_seed"][0]["nearest"]
     assert [line[0] for line in told["numbers"]] == list(range(10))
+    # where neighbours are sought among some, copies are still found among all
+    monkeypatch.setattr(cases, "NEIGHBOURS", 10)
+    row = measure(run, tmp_path / "some.json", dataclasses.replace(plan, samples=30))[0]
+    assert row["authenticity"] == 0
 
 
 def test_what_is_done_is_not_done_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

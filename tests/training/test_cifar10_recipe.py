@@ -55,6 +55,7 @@ def recipe(tmp_path: Path):
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "TVMATCH": f"{sys.executable} {noter}",
             "PRECOMPILE": "0",
+            "COMMIT": "abc",
         }
         command = ["bash", str(ROOT / "runs/cifar10_1gpu.sh"), str(tmp_path / "a run"), "data.npz", "inception.pt"]
         result = subprocess.run([*command, objective], env=ours | variables, capture_output=True, text=True)
@@ -113,11 +114,12 @@ def test_the_best_of_the_candidates_is_scored_and_nothing_large_is_kept(recipe, 
     assert (given(full, "--w"), given(full, "--ema")) == (["2.0"], ["0.9"])
     results = tmp_path / "a run" / "results"
     kept = {path.name for path in results.iterdir()}
-    assert kept == {"config.yaml", "run_metrics.jsonl", "time.txt", "train.log", "evaluate.log"} | {
+    assert kept == {"config.yaml", "run_metrics.jsonl", "time.txt", "commit.txt", "train.log", "evaluate.log"} | {
         *("evaluation.json", "table.md", "evaluation_20000.json", "evaluation_20000.md", "tradeoff.png"),
         *("samples_nfe1.png", "nearest_nfe1.png", "tradeoff.json", "tradeoff.md", "tradeoff_of_w.png"),
         *("choose_ema_0.9.json", "choose_ema_0.99.json"),
     }
+    assert (results / "commit.txt").read_text() == "abc\n"
     assert (results / "run_metrics.jsonl").read_text() == '{"step": 20}\n'
     assert "it trains\ntrained: " in (results / "train.log").read_text()
     assert "average 0.9, w 2.0: Frechet -1.100" in (results / "evaluate.log").read_text()
@@ -240,7 +242,6 @@ def test_more_minutes_continue_and_take_the_old_figures_away(recipe, tmp_path: P
 def test_an_evaluation_of_other_samples_is_put_aside(recipe, tmp_path: Path) -> None:
     """`tvmatch evaluate` overwrites none."""
     small = {"EMAS": "0.9", "W": "2", "EVALUATE_W": "2", "NFE": "1", "ALSO": "0", "WARM": "0"}
-    assert recipe(**small, SAMPLES="500")[0].returncode == 0
     assert recipe(**small, SAMPLES="500")[0].returncode == 0
     assert not (tmp_path / "a run" / "earlier").exists()
     assert recipe(**small, SAMPLES="600")[0].returncode == 0
