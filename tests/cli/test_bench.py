@@ -14,10 +14,13 @@ def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.Captur
     assert main([*SMALL, "--batch-size", "2", "--steps", "1", "--device", "cpu", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "images/s" in text
-    assert "times one of flow matching" in text
+    assert "times one of flow matching with w 2\n" in text
+    assert "times one of flow matching without guidance\n" in text
     result = json.loads(out.read_text())
     assert result["device"] == "cpu"
-    assert [row["objective"] for row in result["rows"]] == ["terminal-velocity", "flow-matching"]
+    assert [(row["objective"], row["guidance"]) for row in result["rows"]] == [
+        *(("terminal-velocity", "2"), ("flow-matching", "2"), ("flow-matching", "1"))
+    ]
     for row in result["rows"]:
         assert row["images_per_second"] > 0
         assert 0 < row["mfu"] < 1
@@ -31,6 +34,7 @@ def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.Captur
         (["--network", "DiT-S/3"], "no network is called 'DiT-S/3'"),
         (["--guidance", "0"], "guidance '0'"),
         (["--classes", "0", "--guidance", "2"], "--guidance 2: without classes w must be 1"),
+        (["--graphs", "on"], "--graphs on needs a GPU for each process"),
         (["--out", "rows.txt"], "give a name that ends in .json"),
         (["--out", f"{__file__}/rows.json"], "test_bench.py is a file, not a folder"),
     ],
@@ -43,7 +47,9 @@ def test_bad_options_are_one_line(options: list[str], message: str, capsys: pyte
 def test_without_classes(capsys: pytest.CaptureFixture) -> None:
     options = ["--classes", "0", "--batch-size", "2", "--steps", "1", "--device", "cpu"]
     assert main([*SMALL, *options]) == 0
-    assert "times one of flow matching" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.count("times one of flow matching") == 1
+    assert "without guidance" in text
 
 
 def test_passes_are_counted_as_the_step_makes_them() -> None:
