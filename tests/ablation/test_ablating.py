@@ -100,6 +100,35 @@ def test_a_run_that_diverges_is_a_result_and_a_full_disk_is_not(tmp_path: Path, 
     assert "0 (1 diverged)" in (tmp_path / "ablations.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ({"objective": "inductive-moment-matching", "batch_size": 6}, "groups of 4 samples .* divide the 6 samples"),
+        ({"terminal_every": 4, "batch_size": 6}, "terminal_every=4 must divide the 6 samples"),
+        ({"graphs": "on"}, "--graphs on needs a GPU"),
+        ({"initial": "nowhere"}, "there is no folder nowhere"),
+    ],
+)
+def test_what_training_would_refuse_stops_all_before_the_first_run(tmp_path: Path, last: dict, message: str) -> None:
+    study = Study("the last cannot be trained", {"good": {}, "bad": last})
+    with pytest.raises(ValueError, match=message):
+        ablate(Plan({"bad": study}, seeds=1, calls=(1,), samples=20, options=TINY), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scales_that_were_not_trained_for_are_warned_of_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ablating, "run_cells", lambda *rest: iter([]))
+    said: list[str] = []
+    study = Study("two", {"a": {"guidance": "1:2"}, "b": {"guidance": "3"}, "c": {"jumps": "near"}}, scales=(1.5, 3.0))
+    ablate(Plan({"two": study}, seeds=2, samples=20, options=TINY), tmp_path, say=said.append)
+    expect = "; expect poor samples."
+    assert said[:-1] == [
+        f"w=3 was not seen in training (--guidance 1:2){expect}",
+        f"w=1.5 was not seen in training (--guidance 3){expect}",
+        f"w=3 was not seen in training (--guidance 1.5){expect}",
+    ]
+
+
 def test_damaged_results_are_made_again(tmp_path: Path) -> None:
     plan = Plan({"jumps": STUDY}, seeds=1, calls=(1,), samples=20, options=TINY)
     report = ablate(plan, tmp_path)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd import grad
 
-from tests.objectives.test_methods import Perturbed, nodes
+from tests.objectives.gaussian_flow import GaussianFamily
+from tests.objectives.test_methods import nodes
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance
 from tvmatch.objectives import ConsistencyTraining
@@ -47,7 +48,7 @@ def test_gradient_follows_the_normalised_slope_of_the_consistency_function(flow:
 
 
 def test_the_learned_weight_is_best_at_the_inverse_of_the_error() -> None:
-    method, draws = ConsistencyTraining(FlowMap(Perturbed())), nodes(noise=4)
+    method, draws = ConsistencyTraining(FlowMap(GaussianFamily(1))), nodes(noise=4)
     draws = draws._replace(s=torch.zeros_like(draws.s))
     with torch.no_grad():
         method.flow.network.p += 0.2

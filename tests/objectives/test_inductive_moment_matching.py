@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objectives.test_methods import DEVIATION, MEAN, Perturbed
+from tests.conftest import randomise
+from tests.objectives.gaussian_flow import DEVIATION, MEAN, GaussianFamily
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import UniformGuidance
+from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.objectives import InductiveMomentMatching, Part
 from tvmatch.objectives.few_step import Draws
 from tvmatch.objectives.inductive_moment_matching import (
@@ -16,6 +18,7 @@ from tvmatch.objectives.inductive_moment_matching import (
     time_weight,
 )
 
+SMALL = DiTConfig(8, 1, num_classes=3, patch_size=4, hidden_size=32, depth=2, num_heads=2)
 TIMES = ((0.9, 0.0), (0.8, 0.3), (0.6, 0.1), (0.4, 0.2), (0.3, 0.0), (0.12, 0.0))
 
 
@@ -33,7 +36,7 @@ def gaussian_groups(size: int) -> Draws:
 
 
 def matching(size: int) -> InductiveMomentMatching:
-    return InductiveMomentMatching(FlowMap(Perturbed()), group=size, halvings=8)
+    return InductiveMomentMatching(FlowMap(GaussianFamily(1)), group=size, halvings=8)
 
 
 def test_the_loss_is_the_double_sum_of_the_paper(flow: FlowMap) -> None:
@@ -95,7 +98,7 @@ def test_groups_share_times_and_guidance() -> None:
     assert bool((s <= t).all())
     assert len(t.unique()) == 1000
     assert float(t.mean()) == pytest.approx(0.497, abs=0.03)
-    method = InductiveMomentMatching(FlowMap(Perturbed()), guidance=UniformGuidance(1, 3), label_dropout=0.0)
+    method = InductiveMomentMatching(FlowMap(GaussianFamily(1)), guidance=UniformGuidance(1, 3), label_dropout=0.0)
     draws = method.draws(torch.randn(40, 1).double(), torch.full((40,), -1), Part(0, 40, 40))
     assert bool((draws.w == 1).all())  # no class, no guidance
     w = method.guidance(40, torch.Generator().manual_seed(0)).view(10, 4)
@@ -133,3 +136,77 @@ def test_it_trains_to_the_exact_map() -> None:
 def test_groups_have_at_least_one_sample(flow: FlowMap) -> None:
     with pytest.raises(ValueError, match="at least 1 sample, got 0"):
         InductiveMomentMatching(flow, group=0)
+
+
+def test_groups_are_of_one_class_and_samples_of_no_class_meet_as_they_come() -> None:
+    """128 samples of ten classes, in whatever order: nearly all pairs of a group count, where of groups as they come 9%
+    of the pairs of two samples would; data goes with its class, and one w with a group."""
+    method = InductiveMomentMatching(FlowMap(GaussianFamily(1)), guidance=UniformGuidance(1, 3), label_dropout=0.1)
+    x0 = torch.arange(128).double()[:, None]
+    label = torch.randint(10, (128,), generator=torch.Generator().manual_seed(0))
+    method.seed(1)
+    found, classes, w = method.conditions(x0, label, Part(0, 128, 128))
+    origin, kept = found[:, 0].long(), classes >= 0
+    groups = classes.view(-1, 4)
+    same = groups[:, :, None] == groups[:, None]
+    assert float(same[:, ~torch.eye(4).bool()].double().mean()) > 0.75
+    assert torch.equal(origin.sort().values, torch.arange(128))
+    assert torch.equal(label[origin[kept]], classes[kept])
+    assert 4 <= int((~kept).sum()) <= 25
+    assert bool((origin[~kept].diff() > 0).all())  # those without a class keep their order, whatever class they had
+    assert len(label[origin[~kept]].unique()) > 3
+    assert bool((w[~kept] == 1).all())
+    assert all(len(scale[here].unique()) <= 1 for scale, here in zip(w.view(-1, 4), kept.view(-1, 4), strict=True))
+    assert len(w[kept].unique()) > 20
+
+
+def test_what_is_left_over_of_a_class_is_a_smaller_group(flow: FlowMap) -> None:
+    """3 and 5 samples of two classes in groups of 4: the loss is that of groups of 3, 1 and 4, however they arrive."""
+    x, v = torch.randn(2, 8, 2, 4, 4).double().unbind()
+    t, label = torch.full((8,), 0.8).double(), torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
+    draws = Draws(x, v, t, 0.5 * t, t, label, torch.ones(8).double())
+    losses = InductiveMomentMatching(flow, group=4).losses(draws)
+    for first, last in ((0, 3), (3, 4), (4, 8)):
+        part = Draws(*(value[first:last] for value in draws))
+        alone = InductiveMomentMatching(flow, group=last - first).losses(part)
+        torch.testing.assert_close(losses[first:last], alone)
+
+
+def test_towards_noise_the_step_is_what_16_bits_resolve() -> None:
+    """At least 1/32 of the jump where blocks compute in bfloat16; nothing that is felt in float32, as in the paper."""
+    flow = FlowMap(randomise(DiT(SMALL)))
+    method = InductiveMomentMatching(flow)
+    t, s = torch.tensor([0.98, 0.7, 0.3]), torch.tensor([0.0, 0.5, 0.0])
+    assert method.smallest_step < 1e-6
+    assert method.notice() is None
+    torch.testing.assert_close(earlier_time(t, s, 12, method.smallest_step), earlier_time(t, s, 12))
+    flow.network.set_compute_dtype(torch.bfloat16)
+    assert method.smallest_step == 1 / 32
+    assert method.notice() is not None
+    r = earlier_time(t, s, 12, method.smallest_step)
+    torch.testing.assert_close(
+        t - r, torch.stack([0.98 / 32 * t.new_ones(()), 0.2 / 32 * t.new_ones(()), (t - earlier_time(t, s, 12))[2]])
+    )
+    assert InductiveMomentMatching(flow, smallest_step=0.0).smallest_step == 0
+    assert float(earlier_time(torch.tensor(0.5), torch.tensor(0.4999), 12, 1.0)) == pytest.approx(0.4999)
+    with pytest.raises(ValueError, match=r"share of the jump in \[0, 1\], got 2"):
+        InductiveMomentMatching(flow, smallest_step=2.0)
+
+
+@pytest.mark.parametrize("smallest_step", [None, 0.0])
+def test_blocks_in_bfloat16_keep_the_direction_of_what_is_learned(smallest_step: float | None) -> None:
+    """y_t - y_r at t = 0.98, by blocks in bfloat16 and in float32: with the paper's r it is rounding."""
+    flow = FlowMap(randomise(DiT(SMALL)))
+    x, v = torch.randn(2, 64, 1, 8, 8)
+    t, label, w = torch.full((64,), 0.98), torch.zeros(64).long(), torch.ones(64)
+    s, found = 0.3 * t, []
+    method = InductiveMomentMatching(flow, smallest_step=smallest_step)
+    for dtype in (torch.bfloat16, None):
+        flow.network.set_compute_dtype(dtype)
+        if dtype is not None:
+            r = earlier_time(t, s, 12, method.smallest_step)
+        with torch.no_grad():
+            ends = flow.jump(x, t, s, label, w), flow.jump(x - (t - r)[:, None, None, None] * v, r, s, label, w)
+        found.append((ends[0] - ends[1]).flatten(1))
+    cosine = float(torch.nn.functional.cosine_similarity(*found).mean())
+    assert cosine > 0.95 if smallest_step is None else cosine < 0.5

@@ -1,5 +1,6 @@
-"""One test for every method: on Gaussian data, whose flow map is known, it is content with that map and leads to it.
+"""The loss of every method by itself, at given times, on Gaussian data: content with its flow map, and leading to it.
 
+The draws and shares of each method are part of the tests in `test_convergence.py` and `test_by_hand.py`.
 Expectations are sums over fixed nodes: x_t through its quantiles, and v = u(x_t, t) + d z with nodes z that are
 symmetric about zero. Given x_t the true v is Gaussian about u, so that a gradient that vanishes in expectation does so
 here to rounding. The network is the exact one plus a combination p of five functions of (x, t, s); the exact map
@@ -10,8 +11,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.objectives.gaussian_flow import DEVIATION, MEAN, GaussianFamily
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance
 from tvmatch.objectives import (
@@ -28,9 +30,9 @@ from tvmatch.objectives import (
 )
 from tvmatch.objectives.few_step import Draws
 from tvmatch.objectives.shortcut import DyadicJumps
-from tvmatch.theory import Gaussian, GaussianFlow
+from tvmatch.theory import Gaussian
 
-MEAN, DEVIATION, ALPHA = 0.4, 0.6, 1e-6
+ALPHA = 1e-6
 METHODS = {
     "mean-flow": lambda flow: MeanFlow(flow, offset=1.0),
     "mean-flow-plain": lambda flow: MeanFlow(flow, power=0.0),
@@ -43,21 +45,6 @@ METHODS = {
     "consistency-training": ConsistencyTraining,
 }
 POINTWISE = ("split-mean-flow", "shortcut", "lagrangian")  # their loss itself vanishes where s < t
-
-
-class Perturbed(GaussianFlow):
-    """The exact network plus p . (1, t - s, x, x (t - s), cos 2x)."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.tensor([MEAN], dtype=torch.float64), torch.tensor([DEVIATION], dtype=torch.float64))
-        self.requires_grad_(False)
-        self.p = nn.Parameter(torch.zeros(5, dtype=torch.float64))
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
-        gap = (t - s)[:, None]
-        parts = (torch.ones_like(x), gap.expand_as(x), x, x * gap, (2 * x).cos())
-        extra = sum(weight * part for weight, part in zip(self.p, parts, strict=True))
-        return super().forward(x, t, s, label, w) + extra / w[:, None]
 
 
 def nodes(noise: int) -> Draws:
@@ -75,7 +62,7 @@ def nodes(noise: int) -> Draws:
 
 
 def objective(name: str) -> FewStepObjective:
-    return METHODS[name](FlowMap(Perturbed()))
+    return METHODS[name](FlowMap(GaussianFamily(1)))
 
 
 def expected_loss(method: FewStepObjective, draws: Draws) -> Tensor:
@@ -198,7 +185,7 @@ def test_mean_flow_target_against_differences_along_the_path(flow: FlowMap) -> N
 
 
 def test_alpha_falls_with_the_progress_of_the_training() -> None:
-    method = AlphaFlow(FlowMap(Perturbed()), begin=0.2, end=0.6)
+    method = AlphaFlow(FlowMap(GaussianFamily(1)), begin=0.2, end=0.6)
     assert float(method.alpha()) == pytest.approx(0.005)  # nobody has called advance: the curriculum is over
     seen = []
     for progress in (0.0, 0.2, 0.4, 0.6, 1.0):
@@ -212,7 +199,7 @@ def test_alpha_falls_with_the_progress_of_the_training() -> None:
 
 def test_alpha_flow_at_one_is_trajectory_flow_matching_and_near_zero_mean_flow() -> None:
     draws = nodes(noise=4)
-    flow = FlowMap(Perturbed())
+    flow = FlowMap(GaussianFamily(1))
     with torch.no_grad():
         flow.network.p += 0.2
     whole = AlphaFlow(flow, smallest=1.0).losses(draws)
@@ -227,7 +214,7 @@ def test_alpha_flow_at_one_is_trajectory_flow_matching_and_near_zero_mean_flow()
 def test_the_gradient_of_modular_mean_flow_follows_its_dial() -> None:
     """At l = 0 it is MeanFlow's. At l = 1 it is the whole derivative of the loss, which does not vanish at the exact
     map: the network can lower the variance that v brings into the JVP. The paper's curriculum ends there."""
-    draws, flow = nodes(noise=4), FlowMap(Perturbed())
+    draws, flow = nodes(noise=4), FlowMap(GaussianFamily(1))
     method = ModularMeanFlow(flow, warmup=0.5)
     gradients = []
     for progress in (0.0, 0.25, 0.5, 1.0):
@@ -296,8 +283,45 @@ def test_dividing_a_noisy_error_by_its_size_shifts_what_is_learned(make, biased:
     size = (draws.v.view(-1, 3, 6, 1) - middle).abs().amax(1, keepdim=True)
     skewed = middle + size * torch.tensor([-1.0, -1.0, 2.0]).double()[:, None, None]
     torch.testing.assert_close(skewed.mean(1), middle[:, 0])
-    method = make(FlowMap(Perturbed()))
+    method = make(FlowMap(GaussianFamily(1)))
     losses = method.losses(draws._replace(v=skewed.reshape(draws.v.shape)))
     (gradient,) = torch.autograd.grad(losses.mean(), method.flow.network.p)
     assert (gradient.abs().max() > 0.01) == biased
     assert biased or gradient.abs().max() < 1e-12
+
+
+def test_alpha_flow_divides_no_rounding_by_alpha_where_s_is_t(flow: FlowMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls of one network may round differently (compiled with and without gradient): where s = t the loss is
+    |A - v|^2 / w^2 all the same, with the gradient that the method's equation has there."""
+    x, v = torch.randn(2, 2, 2, 4, 4).double().unbind()
+    t, w = torch.tensor([0.6, 0.3]).double(), torch.tensor([2.0, 1.5]).double()
+    draws = Draws(x, v, t, t, t, torch.tensor([0, 1]), w)
+    exact = flow.average_velocity(x, t, t, draws.label, w).detach()
+    plain = flow.average_velocity
+
+    def rounded(*arguments: Tensor) -> Tensor:
+        return plain(*arguments) + (0.0 if torch.is_grad_enabled() else 0.01)
+
+    monkeypatch.setattr(flow, "average_velocity", rounded)
+    losses = AlphaFlow(flow).losses(draws)
+    torch.testing.assert_close(losses.detach(), (exact - v).square().mean((1, 2, 3)) / w**2)
+    (found,) = torch.autograd.grad(losses.sum(), flow.network.patches.weight)
+    monkeypatch.undo()
+    alpha, average = 0.005, flow.average_velocity(x, t, t, draws.label, w)
+    equation = ((average - alpha * v - (1 - alpha) * exact).square().mean((1, 2, 3)) / w**2 / alpha).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(equation, flow.network.patches.weight)[0])
+
+
+def test_what_the_whole_gradient_adds_to_modular_mean_flow() -> None:
+    """Its loss is that along u, the mean of v, plus the mean of |J (v - u)|^2 with J the Jacobian of the jump: it draws
+    the map towards a constant, away from the flow map and its spread."""
+    method, draws, h = ModularMeanFlow(FlowMap(GaussianFamily(1))), nodes(noise=4), 1e-5
+    with torch.no_grad():
+        method.flow.network.p += 0.2
+        mean = draws.v.view(7, 4, 6, 1).mean(1, keepdim=True).expand(7, 4, 6, 1).reshape(draws.v.shape)
+        x, _, t, s, _, label, w = draws
+        jacobian = (method.flow.jump(x + h, t, s, label, w) - method.flow.jump(x - h, t, s, label, w)) / (2 * h)
+        spread = (jacobian * (draws.v - mean)).square()[:, 0]
+        along_mean = method.losses(draws._replace(v=mean))
+        torch.testing.assert_close(method.losses(draws).mean(), (along_mean + spread).mean(), rtol=1e-8, atol=0)
+        assert float(spread.mean()) > 0.1

@@ -1,6 +1,7 @@
 """Every objective under the trainer: killed and continued to the same bits, the same in micro-steps and on ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 from tests.training.pool import Pool
-from tests.training.support import assert_same_bits, last_tensors, tiny_config, tiny_network
+from tests.training.support import TINY, assert_same_bits, last_tensors, tiny_config, tiny_network
+from tvmatch.ablation.points import PointSource
+from tvmatch.data.digits import digits_source
+from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.mlp import MLPConfig
 from tvmatch.networks.presets import build_network
@@ -17,9 +21,12 @@ from tvmatch.training.build import build_objective
 from tvmatch.training.config import ObjectiveName, TrainConfig
 from tvmatch.training.distributed import distribute
 from tvmatch.training.loop import train
-from tvmatch.training.ranks import join_ranks
+from tvmatch.training.preparing import prepare
+from tvmatch.training.progress import TrainingProgress
+from tvmatch.training.ranks import Ranks, join_ranks
 from tvmatch.training.run_folder import MetricsFile
 
+ALONE = Ranks(torch.device("cpu"))
 # curricula and learned weights move from the first step on
 OPTIONS: dict[str, Any] = {"guidance": "1:2", "batch_size": 16, "steps": 3, "checkpoint_every": 1, "warmup_steps": 0}
 
@@ -61,6 +68,32 @@ def test_killed_and_continued_and_in_micro_steps(
     # AdamW divides by the size of a gradient: of one near zero, the order of sums is felt
     for name, value in whole.items():
         assert float((parts[name].double() - value.double()).abs().max()) < 1e-4, name
+
+
+def test_groups_that_a_batch_cuts_apart_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", objective="inductive-moment-matching", batch_size=6)
+    with pytest.raises(ValueError, match=r"groups of 4 samples .* of batch_size=6; make it a multiple of 4\."):
+        train(config, show=False)
+    assert not config.run.exists()
+    train(replace(config, batch_size=8, steps=1), show=False)
+
+
+def test_a_run_says_how_it_departs_from_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(TrainingProgress, "say", lambda self, text: said.append(text))
+    for precision, told in (("float32", 0), ("bfloat16", 1)):
+        config = tiny_config(tmp_path / precision, objective="inductive-moment-matching", batch_size=8, steps=1)
+        train(replace(config, precision=precision), show=False)
+        assert len(said) == told
+    assert "r is at least 0.0312 (t - s) below t" in said[0]
+
+
+@pytest.mark.parametrize(("source", "network", "mean"), [(digits_source, TINY, -1.0), (PointSource, "MLP-8x1", -0.307)])
+def test_times_of_consistency_training_follow_the_data(source: Callable[[], Source], network: str, mean: float) -> None:
+    """Pixels in [-1, 1] have a deviation of about 0.5, what is no picture has 1."""
+    config = tiny_config(Path("unused"), objective="consistency-training", network=network)
+    objective = prepare(config, source(), ALONE)[0].objective
+    assert objective.jumps.scheme.mean == pytest.approx(mean, abs=1e-3)
 
 
 def gradients(names: tuple[ObjectiveName, ...], strategy: str) -> dict[str, dict[str, torch.Tensor]]:

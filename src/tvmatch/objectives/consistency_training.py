@@ -8,10 +8,10 @@ The consistency function f(x_t, t) = x_t - t A(x_t, t, 0) jumps to the data; alo
     loss  = e^phi(t) | F_theta - F_sg - g |^2 - phi(t)          adaptive weight, phi learned
 
 The paper's TrigFlow has the same path up to a scale of x, tan(t_trig) = t / (1 - t), and weights df/dt by
-1 / tan(t_trig), which cancels the factor sin of its network; 1/t cancels ours. Its times, ln(sigma_d tan t_trig) ~
-N(-1, 1.4^2) with sigma_d = 1/2, are logit-normal (-0.3, 1.4) here. Norms are root mean squares, so that c means the
-same at every size.
-Everything is in units of F = A / w, as everywhere in this library.
+1 / tan(t_trig), which cancels the factor sin of its network; 1/t cancels ours. Its times, for data of deviation 1/2,
+are ln(sigma_d tan t_trig) ~ N(-1, 1.4^2). For data of deviation d they are logit-normal (-1 + ln 2d, 1.4) here: -0.3 at
+d = 1, and -1 for pixels in [-1, 1], of deviation 1/2. Norms are root mean squares, so that c means the same at every
+size. Everything is in units of F = A / w, as everywhere in this library.
 """
 
 import math
@@ -44,8 +44,9 @@ class TimeWeight(nn.Module):
 class ConsistencyTraining(FewStepObjective):
     """Learns jumps to s = 0 only; samples of several calls put fresh noise in (`tvmatch.sampling.consistency`).
 
-    `warmup` is the share of the training in which r rises, `offset` the c above. Guidance asks for u(x, t, t), which
-    jumps to s = 0 do not teach: where it is used, a quarter of the samples (`equal`) are flow matching.
+    `warmup` is the share of the training in which r rises, `offset` the c above, `data_deviation` the d. Guidance asks
+    for u(x, t, t), which jumps to s = 0 do not teach: where it is used, a quarter of the samples (`equal`) are flow
+    matching.
     """
 
     has_tangents = True
@@ -58,12 +59,16 @@ class ConsistencyTraining(FewStepObjective):
         equal: float | None = None,
         warmup: float = 0.1,
         offset: float = 0.1,
+        data_deviation: float = 1.0,
     ) -> None:
         guided = guidance is not None and not guidance.always_one
         equal = (0.25 if guided else 0.0) if equal is None else equal
         if guided and equal == 0:
             raise ValueError("consistency training with guidance needs samples with s = t (equal above 0).")
-        super().__init__(flow, ToData(LogitNormal(-0.3, 1.4)), guidance, label_dropout, equal)
+        if not 0 < data_deviation < math.inf:
+            raise ValueError(f"the data's deviation must be positive and finite, got {data_deviation}.")
+        times = LogitNormal(-1.0 + math.log(2 * data_deviation), 1.4)
+        super().__init__(flow, ToData(times), guidance, label_dropout, equal)
         if not 0 < warmup <= 1 or not offset > 0:
             raise ValueError(f"warmup must lie in (0, 1] and offset above 0, got {warmup} and {offset}.")
         self.warmup, self.offset = warmup, offset

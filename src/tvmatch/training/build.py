@@ -68,8 +68,9 @@ def build_flow(config: TrainConfig, network: DiTConfig, initialise: bool = True)
     return FlowMap(build_network(network, initialise), scaled=config.scaled)
 
 
-def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
-    """The objective that the configuration names, around `flow`. An option that it would ignore is an error."""
+def build_objective(config: TrainConfig, flow: FlowMap, data_deviation: float = 1.0) -> Objective:
+    """The objective that the configuration names, around `flow`. An option that it would ignore is an error.
+    `data_deviation` is that of the data as the network sees it, which the times of consistency training follow."""
     guidance = parse_guidance(config.guidance)
     match config.objective:
         case "terminal-velocity":
@@ -91,6 +92,9 @@ def build_objective(config: TrainConfig, flow: FlowMap) -> Objective:
             _refuse(config, *OWN_OPTIONS, *([] if method.has_target else ["target_ema"]))
             if method in OWN_JUMPS:
                 _refuse(config, "jumps")
+            if method is ConsistencyTraining:
+                return ConsistencyTraining(flow, guidance, config.label_dropout, data_deviation=data_deviation)
+            if method in OWN_JUMPS:
                 return method(flow, guidance=guidance, label_dropout=config.label_dropout)
             return method(flow, jumps=JUMPS[config.jumps], guidance=guidance, label_dropout=config.label_dropout)
     raise ValueError(f"unknown objective {config.objective!r}.")

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,6 +45,12 @@ def check_shares(config: TrainConfig, processes: int) -> None:
         )
 
 
+def deviation_of(source: Source) -> float:
+    """About the deviation of the data as the network sees it: 0.5 for pixels in [-1, 1], as diffusion models take it,
+    and 1 for what is no picture (latents are normalised to it)."""
+    return 0.5 if source.batch(np.zeros(1, dtype=np.int64)).dtype == np.uint8 else 1.0
+
+
 def prepare(
     config: TrainConfig, source: Source, ranks: Ranks, fresh: bool = True
 ) -> tuple[TrainingState, dict, nn.Module]:
@@ -60,7 +67,7 @@ def prepare(
             flow = build_flow(config, shape, initialise=not loaded)
     if loaded:
         load_initial(flow, Path(config.initial))
-    objective = build_objective(config, flow)
+    objective = build_objective(config, flow, deviation_of(source))
     ema = EvaluationEma(flow, config.evaluation_ema)
     dtype = compute_dtype(config.precision, device)
     sharded = ranks.strategy == "fsdp"
