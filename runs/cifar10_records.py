@@ -72,7 +72,8 @@ def main() -> None:
     elif verb == "best":
         print(*best(Path(place)))
     else:
-        print("\n".join(plain_metrics(Path(place))))
+        for line in plain_metrics(Path(place)):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,10 @@ def test_an_evaluation_of_something_else_is_not_overwritten(run: Path, tmp_path:
     out.write_text("[]")
     with pytest.raises(ValueError, match="holds no evaluation, and is not overwritten"):
         measure(run, out, ONE)
+    (tmp_path / "y.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds no evaluation, and is not overwritten"):
+        measure(run, tmp_path / "y.json", ONE)
+    assert not (tmp_path / "y").exists()  # nothing is left behind
 
 
 def test_rows_of_other_code_are_not_taken_for_these(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,8 @@ def evaluate(
     with ExitStack() as stack:
         dtype = _compute_in(trained, plan, ranks)
         drawer = _drawer(trained, plan, ranks)
+        if ranks.main:
+            stack.callback(_remove_if_empty, folder)  # of a request that was refused
         hold(folder, ranks, stack)
         pins = {
             "checkpoint": _pin_of_checkpoint(trained),
@@ -163,8 +165,12 @@ def _write(out: Path, folder: Path, told: dict[str, Any]) -> None:
     write_text(folder / "table.md", "\n".join([tradeoff.table(told["rows"]), *told["remarks"]]))
     if not tradeoff.plot(told["rows"], folder / "tradeoff.png"):
         (folder / "tradeoff.png").unlink(missing_ok=True)
-    with suppress(OSError):  # empty now
-        (folder / "unfinished").rmdir()
+    _remove_if_empty(folder / "unfinished")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _remarks(

@@ -28,9 +28,10 @@ def class_remark(drawn: Sequence[int], pictures: Sequence[int]) -> str | None:
     held = f"; the pictures hold {min(pictures)} to {max(pictures)} of a class" if pictures else ""
     missing = sum(not count for count in drawn)
     none = f" ({missing} of {len(drawn)} classes are not drawn at all)" if missing else ""
+    advice = "; take many more, a multiple of the number of classes" if min(drawn) < max(drawn) else ""
     return (
         f"classes come in turn: {min(drawn)} to {max(drawn)} samples of a class{none}{held}. The difference in shares "
-        "counts in the distances as if the samples were worse; take many more, a multiple of the number of classes."
+        f"counts in the distances as if the samples were worse{advice}."
     )
 
 
