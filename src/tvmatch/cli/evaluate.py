@@ -29,9 +29,7 @@ class EvaluateOptions:
     run: tyro.conf.Positional[Path]  # folder of a trained run
     nfe: tuple[int, ...] = (1, 2, 4)  # network calls a picture
     w: tuple[float, ...] = ()  # guidance scales (default: the one trained for)
-    samples: int = (
-        2000  # pictures for each figure, of classes in turn: as many of each if it is a multiple of their number
-    )
+    samples: int = 2000  # pictures for each figure, classes in turn: a multiple of their number has as many of each
     features: Path | None = None  # a TorchScript feature network: pictures [B, 3, size, size] to features [B, D]
     statistics: Path | None = None  # of `tvmatch statistics` (default: made from the run's own data, for Inception)
     seeds: tuple[int, ...] = (0,)  # of the noise; several give error bars (with --features)
