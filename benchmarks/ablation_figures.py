@@ -20,7 +20,7 @@ from cifar10_figures import of_seconds
 from cifar10_runs import read_runs
 from methods_tables import chosen_table, cifar10_table, cost_table, digits_table, plane_table
 from page_tables import with_tables
-from theory_tables import bound_table, norms_table
+from theory_tables import bound_table, flatness_table, norms_table
 from tvmatch.ablation.report import draw, markdown
 from tvmatch.ablation.studies import STUDIES
 
@@ -50,6 +50,7 @@ def result(name: str) -> dict[str, Any]:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {  # page -> marker -> table
     "theory.md": {
         "bound": lambda: bound_table(result("methods_bound")),
+        "flatness": lambda: flatness_table(result("methods_bound")),
         "norms": lambda: norms_table(result("methods_gradient_norms")),
     },
     "ablations.md": {"ablations": lambda: ablation_tables(result("methods_ablations"))},

@@ -159,6 +159,9 @@ def plot(result: dict, path: Path) -> None:
             axis.plot([r["step"] for r in mine], values, label=label, **style)
         axis.set(yscale="log", xlabel="training step", title=data)
         axis.set_xscale("symlog", linthresh=50)
+        steps = [row["step"] for row in mine]
+        axis.set_xlim(-8, 1.25 * max(steps))
+        axis.set_xticks(steps, [str(step) for step in steps])
     legend = {"frameon": False, "fontsize": 8}
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, **legend)
     last = axes[-1]

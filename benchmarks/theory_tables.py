@@ -1,8 +1,8 @@
-"""What bound.py, flatness.py and gradient_norms.py found, as tables for docs/theory.md."""
+"""What bound.py and gradient_norms.py found, as tables for docs/theory.md."""
 
 from typing import Any
 
-from flatness import DIGITS_LEVELS, POINTS_LEVELS, at_equal_loss, points_rows
+from flatness import POINTS_LEVELS, at_equal_loss
 from kept_rows import sources
 from methods_runs import mean_and_deviation
 from tvmatch.ablation.report import show
@@ -40,34 +40,24 @@ def bound_table(result: dict[str, Any]) -> str:
 
 
 def flatness_table(result: dict[str, Any]) -> str:
-    """The largest slope at equal loss, beside that after equal steps."""
-    digits, points = result["rows"], points_rows()
-    last = {"points": max(row["step"] for row in points), "digits": max(row["step"] for row in digits)}
+    """The largest slope on eight Gaussians at equal int E|d2|^2, beside that after equal steps."""
+    rows = [row for row in result["rows"] if row["data"] == "eight-gaussians"]
+    table = {(row["network"], row["level"]): row for row in at_equal_loss(rows, "velocity", POINTS_LEVELS)}
+    moments = [step for step in result["moments"] if step > 0]
     lines = [
-        f"Largest \\|du/dx\\|, mean and deviation over the seeds that came so far (in brackets how many, if not all). "
-        f"Points: int E\\|d2\\|^2 on eight Gaussians, of the table above. Digits: flow-matching loss of held-out ones; "
-        f"{result['machine']} ({sources(digits)}), batch {result['batch']}, {result['seeds']} seeds.",
+        "Largest \\|du/dx\\|, mean and deviation over the seeds that came so far (in brackets how many, if not all), "
+        "linear between two moments.",
         "",
         "| network | "
-        + " | ".join([f"points, at {level:g}" for level in POINTS_LEVELS] + [f"points, after {last['points']} steps"])
-        + " | "
-        + " | ".join([f"digits, at {level:g}" for level in DIGITS_LEVELS] + [f"digits, after {last['digits']} steps"])
+        + " | ".join([f"at {level:g}" for level in POINTS_LEVELS] + [f"{step} steps" for step in moments])
         + " |",
-        "|" + "---|" * (3 + len(POINTS_LEVELS) + len(DIGITS_LEVELS)),
+        "|" + "---|" * (1 + len(POINTS_LEVELS) + len(moments)),
     ]
-    halves = []
-    for rows, loss, levels in ((points, "velocity", POINTS_LEVELS), (digits, "loss", DIGITS_LEVELS)):
-        names = {row["network"]: row["network"] for row in rows}
-        table = {(row["network"], row["level"]): row for row in at_equal_loss(rows, loss, levels)}
-        final = max(row["step"] for row in rows)
-        half = {}
-        for name in names:
-            cells = [_told(table[name, level]) for level in levels]
-            ends = [row["lipschitz"] for row in rows if row["network"] == name and row["step"] == final]
-            half["all (paper)" if name == "paper" else name] = [*cells, show(mean_and_deviation(ends))]
-        halves.append((half, len(levels) + 1))
-    for name in halves[1][0]:
-        cells = [cell for half, width in halves for cell in half.get(name, [""] * width)]
+    for name in dict.fromkeys(row["network"] for row in rows):
+        cells = [_told(table[name, level]) for level in POINTS_LEVELS]
+        for step in moments:
+            found = [row["lipschitz"] for row in rows if row["network"] == name and row["step"] == step]
+            cells.append(show(mean_and_deviation(found)))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
