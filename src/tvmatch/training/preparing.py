@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -47,8 +46,9 @@ def check_shares(config: TrainConfig, processes: int) -> None:
 
 def deviation_of(source: Source) -> float:
     """About the deviation of the data as the network sees it: 0.5 for pixels in [-1, 1], as diffusion models take it,
-    and 1 for what is no picture (latents are normalised to it)."""
-    return 0.5 if source.batch(np.zeros(1, dtype=np.int64)).dtype == np.uint8 else 1.0
+    and 1 for latents, which are normalised to it, and points."""
+    _, height, width = source.shape
+    return 0.5 if source.latent_space is None and height * width > 1 else 1.0
 
 
 def prepare(
