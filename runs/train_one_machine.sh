@@ -29,8 +29,14 @@ while ((2048 / (gpus * accumulate) > 64)); do ((accumulate *= 2)); done
 
 newest() { ls "$run"/checkpoints/step_*/tvmatch.json 2>/dev/null | tail -n 1; }
 stopped=0 signals=0
-trap 'stopped=143; ((signals += 1)); before=${before-$(newest)}; kill -TERM $launcher' TERM
-trap 'stopped=130; ((signals += 1)); before=${before-$(newest)}; kill -INT $launcher' INT
+stop() { # stop CODE SIGNAL: pass it on, and note which checkpoint was the last
+    stopped=$1 before=${before-$(newest)}
+    ((signals += 1))
+    [ -n "${!-}" ] || exit "$1"
+    kill -"$2" $!
+}
+trap 'stop 143 TERM' TERM
+trap 'stop 130 INT' INT
 # the two dashes: torchrun would take --run for an abbreviation of an option of its own
 torchrun --standalone --nproc-per-node "$gpus" -m -- tvmatch train \
     --run "$run" --data "$data" --network DiT-XL/2 --guidance 2 \

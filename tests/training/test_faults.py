@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.pool import LIMIT
+from tests.training.pool import LIMIT, PATIENCE
 from tests.training.rank_checks import config
 from tests.training.support import assert_same_bits, register_tiny
 from tvmatch.training.checkpoint import list_checkpoints, read_checkpoint
@@ -52,7 +52,7 @@ def complete(options: TrainConfig, ranks: int) -> float:
     began = time.monotonic()
     processes = start(options, ranks)
     for process in processes:
-        process.join(LIMIT)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     return time.monotonic() - began
 

@@ -33,7 +33,7 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
     save = (
         "mkdir -p RUN/checkpoints/step_00000007; touch RUN/checkpoints/step_00000007/tvmatch.json; echo saved >> $TRACE"
     )
-    working = f"echo started >> $TRACE; trap 'sleep 0.3; [ $SAVES = no ] || {{ {save}; }}; exit $CODE' TERM; "
+    working = f"trap 'sleep 0.3; [ $SAVES = no ] || {{ {save}; }}; exit $CODE' TERM; echo started >> $TRACE; "
     working += "for i in $(seq 100); do sleep 0.05; done; exit 0"
     for name, body in {"torchrun": working, "srun": working, "scontrol": "echo scontrol $@ >> $TRACE"}.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -53,7 +53,6 @@ def end_with_sigterm(environment: dict[str, str], folder: Path, name: str) -> tu
     while not trace.exists() or "started" not in trace.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.1)  # its trap is set
     if name == "train_slurm.sh":  # Slurm tells every process
         os.killpg(process.pid, signal.SIGTERM)
     else:
