@@ -58,6 +58,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {  # page -> marker -> table
         "unet": lambda: digits_table(result("methods_digits_unet")),
         "cost": lambda: cost_table(result("methods_cost_h200")),
         "plane": lambda: plane_table(result("methods_2d")),
+        "passes": lambda: plane_table(result("methods_2d_passes")),
         "digits": lambda: digits_table(result("methods_digits")),
         "chosen": lambda: chosen_table(result("methods_2d"), result("methods_digits")),
         "cifar10": lambda: cifar10_table(of_seconds(read_runs(RESULTS / "cifar10"), 420)),
