@@ -28,8 +28,14 @@ BEFORE = {
     "official code": {1: 336.0, 2: 338.0, 4: 339.0},
     "prototype": {1: 46.3, 2: 33.3, 4: 31.1},
 }
-COLOURS = {"tvm": "#0b62c4", "mean_flow": "#d2691e", "flow_matching": "#2e8b57"}
-SAMPLES = RESULTS / "tvm_1380s_seed0" / "samples_nfe1_w2.5.png"
+COLOURS = {
+    "tvm": "#0b62c4",
+    "mean_flow": "#d2691e",
+    "consistency_training": "#8e44ad",
+    "inductive_moment_matching": "#b8860b",
+    "flow_matching": "#2e8b57",
+}
+SAMPLES = RESULTS / "tvm_1440s_seed0" / "samples_nfe1_w2_seed0.png"
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHOWN = 6  # rows of samples in the picture of the README
 
@@ -61,7 +67,8 @@ def quality_table(runs: list[Run]) -> str:
 
 def long_table(runs: list[Run]) -> str:
     """Every score of 50,000 samples: of the longer runs, and of the short ones where there is one."""
-    lines = ["| run | minutes | steps | average | w | FID-50k in 1 call | 4 calls |", "|---|---|---|---|---|---|---|"]
+    lines = ["| run | minutes | steps | average | w | FID-50k in 1 call | 2 calls | 4 calls |"]
+    lines += ["|" + "---|" * 8]
     for run in runs:
         for w in sorted({row["w"] for row in run.whole}):
             rows = [row for row in run.whole if row["w"] == w]
@@ -69,7 +76,7 @@ def long_table(runs: list[Run]) -> str:
             cells += [f"{' + '.join(f'{phase.steps:,}' for phase in run.phases)} of {run.batch}"]
             cells += [f"{rows[0]['ema']:g}", f"{w:g}"]
             found = {row["nfe"]: f"{row['frechet']:.2f}" for row in rows}
-            lines.append(f"| {' | '.join(cells + [found.get(calls, '') for calls in (1, 4)])} |")
+            lines.append(f"| {' | '.join(cells + [found.get(calls, '') for calls in CALLS])} |")
     return "\n".join(lines)
 
 
@@ -137,12 +144,14 @@ def draw(runs: list[Run], path: Path) -> None:
     """Frechet distance over calls beside that over w."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.4, 1])
+    begins: list[tuple[str, str, float]] = []  # labels beside the ends of the lines: text, colour, height
     ends: list[tuple[str, str, float]] = []
     for name, (found, marker) in zip(BEFORE, zip(BEFORE.values(), "xs", strict=True), strict=True):
         left.plot(CALLS, [found[calls] for calls in CALLS], ":", marker=marker, color="0.55")
-        ends.append((f"{name} (before)", "0.4", found[CALLS[-1]]))
+        begins.append((f"{found[CALLS[0]]:.3g}", "0.4", found[CALLS[0]]))
+        ends.append((f"{found[CALLS[-1]]:.3g}  {name} (before)", "0.4", found[CALLS[-1]]))
     for method, colour in COLOURS.items():
         scored = [run for run in runs if run.method == method]
         if not scored:
@@ -151,16 +160,14 @@ def draw(runs: list[Run], path: Path) -> None:
         left.plot(CALLS, means, color=colour, linewidth=2)
         for run in scored:
             left.plot(CALLS, [run.frechet(calls) for calls in CALLS], "o", color=colour, alpha=0.7)
-        ends.append((f"{NAMES[method]}, {len(scored)} seed{'s' if len(scored) > 1 else ''}", colour, means[-1]))
-        for calls, value in zip(CALLS, means, strict=True):
-            beside = calls == CALLS[0]
-            offset = (-9, 0) if beside else (0, -11 if method == "tvm" else 11)
-            place = {"xytext": offset, "textcoords": "offset points", "ha": "right" if beside else "center"}
-            left.annotate(f"{value:.1f}", (calls, value), va="center", color=colour, fontsize=9, **place)
-    heights = np.exp(spread([float(np.log(value)) for _, _, value in ends], 0.24))
-    for (name, colour, _), height in zip(ends, heights, strict=True):
-        left.text(4.45, height, name, color=colour, fontsize=9, va="center")
-    left.set(xscale="log", yscale="log", xlim=(0.72, 9.5), ylim=(7, 500), xlabel="network calls a picture")
+        begins.append((f"{means[0]:.1f}", colour, means[0]))
+        seeds = f"{len(scored)} seed{'s' if len(scored) > 1 else ''}"
+        ends.append((f"{means[-1]:.1f}  {NAMES[method]}, {seeds}", colour, means[-1]))
+    for labels, place, side in ((begins, 0.91, "right"), (ends, 4.4, "left")):
+        heights = np.exp(spread([float(np.log(value)) for _, _, value in labels], 0.2))
+        for (label, colour, _), height in zip(labels, heights, strict=True):
+            left.text(place, height, label, color=colour, fontsize=9, va="center", ha=side)
+    left.set(xscale="log", yscale="log", xlim=(0.72, 15), ylim=(7, 500), xlabel="network calls a picture")
     left.set_xticks(CALLS, [str(calls) for calls in CALLS])
     left.set_yticks((10, 20, 50, 100, 200), ("10", "20", "50", "100", "200"))
     left.minorticks_off()

@@ -8,7 +8,13 @@ from typing import Any
 
 import yaml
 
-NAMES = {"tvm": "TVM", "mean_flow": "MeanFlow", "flow_matching": "flow matching"}
+NAMES = {
+    "tvm": "TVM",
+    "mean_flow": "MeanFlow",
+    "consistency_training": "consistency training",
+    "inductive_moment_matching": "inductive moment matching",
+    "flow_matching": "flow matching",
+}
 OBJECTIVES = {"tvm": "terminal-velocity"}  # of folder names that are not the objective's own
 FOLDER = re.compile(r"(?P<method>\w+)_(?P<seconds>\d+)s_seed(?P<seed>\d+)")
 FIRST = 20  # steps at which the recipe has its first report: everything is compiled, loaded and recorded by then

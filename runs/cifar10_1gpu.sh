@@ -25,13 +25,15 @@
 # says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
-#   25 minutes:    MINUTES=25 NETWORK=DiT-S/2 WARM=6 W=1.25:3 EVALUATE_W="2 2.25 2.5" EMAS="0.998 0.9995" bash runs/cifar10_1gpu.sh ...
+#   25 minutes:    MINUTES=25 NETWORK=DiT-S/2 WARM=6 W=1.5:3 EVALUATE_W="2 2.25 2.5" EMAS="0.998 0.9995" bash runs/cifar10_1gpu.sh ...
 #
 # Expected of the defaults on one H200, FID of 20,000 samples in 1 / 2 / 4 calls (docs/evaluation.md):
-#   terminal-velocity   18.1 / 12.2 / 10.7   (three seeds; those after 0 with PAIR="0.9995 2.5", which it had chosen)
-#   mean-flow           37.3 / 14.0 / 13.2   (three seeds; PAIR="0.9995 2")
-#   flow-matching        282 /  100 / 35.9   (seed 0, EMAS=0.998)
-# and FID of 50,000 in 1 / 4 calls of that for 25 minutes, in 23 (W and WARM as there): 12.1 / 6.6 (w = 2.5 / 2).
+#   terminal-velocity          18.1 / 12.2 / 10.7   (three seeds; those after 0 with PAIR="0.9995 2.5", which it had chosen)
+#   mean-flow                  37.3 / 14.0 / 13.2   (three seeds; PAIR="0.9995 2")
+#   consistency-training       31.6 / 16.6 / 16.6   (seed 0)
+#   inductive-moment-matching  33.4 / 15.4 / 13.4   (seed 0)
+#   flow-matching               282 /  100 / 35.9   (seed 0, EMAS=0.998)
+# and FID of 50,000 in 1 / 4 calls of that for 25 minutes, in 24 (W and WARM as there): 12.05 / 6.65 (w = 2).
 # Another GPU trains more steps or fewer in the time.
 set -euo pipefail
 OUT=$(realpath -m "${1:?give a folder for the run}")
