@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 
 from tests.cli.support import assert_one_line, tvmatch
-from tvmatch.training.checkpoint import list_checkpoints, read_checkpoint
+from tests.training.support import tiny_command
+from tvmatch.training.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from tvmatch.training.trained import load_run
 
 
@@ -67,3 +68,29 @@ def test_what_cannot_be_exported(
     monkeypatch.setattr("tvmatch.training.safetensors_file.save_file", full)
     assert_one_line(tvmatch(capsys, "export", run, "--out", out), "No space left on device")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("weights.safetensors", "before")]
+
+
+def test_a_newest_checkpoint_that_is_not_whole_is_not_passed_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By no command: what it wrote would be of older weights than the user sees in the folder."""
+    run = shutil.copytree(run, tmp_path / "run")
+    commands = (
+        ("export", run, "--out", tmp_path / "weights.safetensors"),
+        ("sample", run, "--count", 1, "--out", tmp_path / "a.png"),
+        ("evaluate", run, "--nfe", 1, "--samples", 6),
+        tiny_command(tmp_path / "new", initial=run),
+    )
+    # what a run that trains now has in its folder: a save in hand
+    (run / "checkpoints" / ".step_00000032.tmp").mkdir()
+    # and what somebody left of an older one hinders nobody
+    checkpoint_path(run, 1).mkdir()
+    for command in commands[:2]:
+        assert tvmatch(capsys, *command).code == 0
+    checkpoint_path(run, 20).mkdir()
+    for command in commands:
+        assert_one_line(
+            tvmatch(capsys, *command),
+            "step_00000020 is not whole: tvmatch.json is missing. Delete it to go back to step_00000016.",
+        )
+    assert not (tmp_path / "new").exists()

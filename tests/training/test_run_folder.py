@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.support import tiny_config
-from tvmatch.training.checkpoint import checkpoint_path
+from tvmatch.training.checkpoint import CheckpointError, checkpoint_path
 from tvmatch.training.run_folder import MAY_CHANGE, MetricsFile, RunFolderError, claim_run, open_run, read_config
 
 
@@ -165,12 +165,12 @@ def test_a_checkpoint_in_which_somebody_has_deleted(tmp_path: Path) -> None:
     make_run(tmp_path, step=4)
     (checkpoint_path(tmp_path, 4) / "tvmatch.json").unlink()
     message = r"step_00000004 is not whole: tvmatch\.json is missing\. Delete it to go back to step_00000002"
-    with pytest.raises(RunFolderError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         open_run(tiny_config(tmp_path))
     checkpoint_path(tmp_path, 4).rmdir()
     assert open_run(tiny_config(tmp_path)) == checkpoint_path(tmp_path, 2)
     (checkpoint_path(tmp_path, 2) / "tvmatch.json").unlink()
-    with pytest.raises(RunFolderError, match="go back to the start"):
+    with pytest.raises(CheckpointError, match="go back to the start"):
         open_run(tiny_config(tmp_path))
 
 

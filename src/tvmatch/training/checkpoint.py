@@ -71,6 +71,17 @@ def list_without_index(run: Path) -> list[Path]:
     return sorted((path for path in found if not (path / INDEX).is_file()), key=step_of)
 
 
+def last_checkpoint(run: Path) -> Path | None:
+    """The run's newest checkpoint, None if it has none yet; `CheckpointError` if the newest is not whole: to pass over
+    it in silence would be to go on with an older one than the user sees."""
+    broken = list_without_index(run)  # first: a run that trains now may remove an old one after a newer is whole
+    checkpoints = list_checkpoints(run)
+    if broken and (not checkpoints or step_of(broken[-1]) > step_of(checkpoints[-1])):
+        back = f"to {checkpoints[-1].name}" if checkpoints else "to the start"
+        raise CheckpointError(f"{broken[-1]} is not whole: {INDEX} is missing. Delete it to go back {back}.")
+    return checkpoints[-1] if checkpoints else None
+
+
 def list_files(run: Path) -> list[Path]:
     """Checkpoints of earlier versions, oldest first: single files, which can be sampled but not continued."""
     found = (path for path in (run / FOLDER).glob("step_*.safetensors") if NAME.fullmatch(path.name))

@@ -7,7 +7,7 @@ checkpoint says of itself. `tvmatch sample FILE` reads it.
 import json
 from pathlib import Path
 
-from tvmatch.training.checkpoint import EXPORT_FORMAT, CheckpointError, list_checkpoints, read_checkpoint, read_header
+from tvmatch.training.checkpoint import EXPORT_FORMAT, CheckpointError, last_checkpoint, read_checkpoint, read_header
 from tvmatch.training.header import ema_prefix
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.safetensors_file import write_safetensors
@@ -22,10 +22,9 @@ def export_weights(run: Path, out: Path, ema: float | None = None) -> Path:
     was there before then stays.
     """
     read_config(run)
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
+    path = last_checkpoint(run)
+    if path is None:
         raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
-    path = checkpoints[-1]
     prefix = "ema." if ema is None else ema_prefix(choose_average(path, averages_in(path), ema))
     tensors = {prefix + name: value for name, value in read_checkpoint(path, prefix).items()}
     metadata = {"tvmatch": json.dumps(read_header(path) | {"format": EXPORT_FORMAT})}

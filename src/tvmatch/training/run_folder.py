@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmatch.files import locked, write_text
-from tvmatch.training.checkpoint import INDEX, list_checkpoints, list_files, list_without_index, step_of
+from tvmatch.training.checkpoint import last_checkpoint, list_files, step_of
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
 
 CONFIG = "config.yaml"
@@ -50,8 +50,8 @@ class RunFolderError(ValueError):
 def open_run(config: TrainConfig) -> Path | None:
     """Find the checkpoint from which the run in this folder continues; None for a fresh start. Nothing is written.
 
-    `RunFolderError` if the folder holds something else, a run with other options, a run that is complete, a newer
-    checkpoint that is not whole, or if another process trains there.
+    `RunFolderError` if the folder holds something else, a run with other options, a run that is complete, or if another
+    process trains there; `CheckpointError` if its newest checkpoint is not whole.
     """
     run = config.run
     if run.exists() and not run.is_dir():
@@ -79,24 +79,21 @@ def _continued(config: TrainConfig) -> Path | None:
                 f"{run} already holds a run with {field.name}={old}, and this command says {new}. Choose another "
                 "--run, or give the same options to continue that run."
             )
-    checkpoints, broken = list_checkpoints(run), list_without_index(run)
-    if broken and (not checkpoints or step_of(broken[-1]) > step_of(checkpoints[-1])):
-        back = f"to {checkpoints[-1].name}" if checkpoints else "to the start"
-        raise RunFolderError(f"{broken[-1]} is not whole: {INDEX} is missing. Delete it to go back {back}.")
-    if not checkpoints and list_files(run):
+    last = last_checkpoint(run)
+    if last is None and list_files(run):
         raise RunFolderError(
             f"{run} holds checkpoints of an earlier version ({list_files(run)[-1].name}), which can be sampled but not "
             "continued. Choose another --run."
         )
-    if not checkpoints:
+    if last is None:
         return None
-    step = step_of(checkpoints[-1])
+    step = step_of(last)
     if step >= config.steps:
         raise RunFolderError(
             f"{run} already holds this run, complete with {step} steps. Choose another --run, or give --steps "
             f"above {step} to continue it."
         )
-    return checkpoints[-1]
+    return last
 
 
 @contextlib.contextmanager

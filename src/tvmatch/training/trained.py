@@ -14,7 +14,7 @@ from tvmatch.networks.presets import build_network
 from tvmatch.sampling import Method, method_of
 from tvmatch.training.checkpoint import (
     CheckpointError,
-    list_checkpoints,
+    last_checkpoint,
     list_files,
     read_checkpoint,
     read_header,
@@ -65,10 +65,11 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
         path = run
     else:
         read_config(run)
-        checkpoints = list_checkpoints(run) or list_files(run)
-        if not checkpoints:
+        last = last_checkpoint(run)
+        found = list_files(run) if last is None else [last]
+        if not found:
             raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
-        path = checkpoints[-1]
+        path = found[-1]
     header = read_header(path)
     ema = choose_average(path, averages_in(path), ema)
     shape = network_from_header(header.get("network"), str(path))
