@@ -41,6 +41,35 @@ def test_no_option_is_ignored(changes: dict, message: str) -> None:
         build_objective(config, build_flow(config, network_config("DiT-Digits/4", 8, 1, 10)))
 
 
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_without_classes_no_step_asks_for_guidance(name: ObjectiveName) -> None:
+    """The unconditional velocity would be paid for, and multiplied by 1 - w = 0."""
+    for guidance in ("1.5", "1", "1.0"):  # the default is that of data with classes
+        config = TrainConfig(objective=name, guidance=guidance, label_dropout=0.0)
+        objective = build_objective(config, build_flow(config, network_config("DiT-Digits/4", 8, 1, 0)))
+        asked = []
+        for flow in (objective.flow, *([] if objective.target is None else [objective.target])):
+            flow.unconditional_velocity = lambda *_, asked=asked: asked.append(1)
+        objective(torch.randn(8, 1, 8, 8), torch.full((8,), -1)).loss.backward()
+        assert not asked
+        assert objective.guidance.always_one  # TVM asks for both of its velocities in one call
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance": "3"}, "guidance 3: without classes w must be 1, .*; leave it out or give --guidance 1"),
+        ({"guidance": "1:2"}, "guidance 1:2: without classes w must be 1"),
+        ({"label_dropout": 0.5}, "label_dropout 0.5: this data has no classes to hide; .* --label-dropout 0"),
+    ],
+)
+def test_what_would_do_nothing_without_classes(changes: dict, message: str) -> None:
+    config = TrainConfig(**changes)
+    with pytest.raises(ValueError, match=message):
+        build_objective(config, build_flow(config, network_config("DiT-Digits/4", 8, 1, 0)))
+    build_objective(config, build_flow(config, network_config("DiT-Digits/4", 8, 1, 10)))
+
+
 def test_the_loop_tells_a_curriculum_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told, advance = [], AlphaFlow.advance
     monkeypatch.setattr(AlphaFlow, "advance", lambda self, progress: told.append(progress) or advance(self, progress))

@@ -9,6 +9,7 @@ from tests.training.support import last_tensors, tiny_config, tiny_network
 from tvmatch.data.arrays import source_from_arrays
 from tvmatch.data.latent_space import picture_maker
 from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, read_header, remove
+from tvmatch.training.config import to_yaml
 from tvmatch.training.loop import train
 from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.ranks import Ranks
@@ -104,11 +105,25 @@ def test_without_classes_only_w_1_works(tmp_path: Path) -> None:
     images = np.zeros((4, 8, 8, 1), np.uint8)
     train(tiny_config(tmp_path / "run"), source=source_from_arrays(images), show=False)
     trained: TrainedRun = load_run(tmp_path / "run")
+    assert (trained.guidance, trained.w) == ("1", 1.0)  # whatever the default is for data with classes
     assert trained.check_w(1.0) is None
     with pytest.raises(ValueError, match=r"trained without classes, so w must be 1, got 1\.5"):
         trained.check_w(1.5)
     with pytest.raises(ValueError, match="no class is called '0': this run was trained without classes"):
         trained.class_index("0")
+
+
+def test_guidance_without_classes_is_refused_but_an_earlier_run_goes_on(tmp_path: Path) -> None:
+    """Earlier versions took such options in silence; what they did then is what they do now: nothing."""
+    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8))
+    vain = {"guidance": "1:3", "label_dropout": 0.5}
+    with pytest.raises(ValueError, match="guidance 1:3: without classes w must be 1"):
+        train(tiny_config(tmp_path / "run", **vain), source=source, show=False)
+    assert not (tmp_path / "run").exists()
+    train(tiny_config(tmp_path / "run", steps=2), source=source, show=False)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(tiny_config(tmp_path / "run", **vain)))
+    train(tiny_config(tmp_path / "run", **vain, steps=4), source=source, show=False)
+    assert (load_run(tmp_path / "run").step, load_run(tmp_path / "run").w) == (4, 1.0)
 
 
 def test_flow_matching_is_sampled_by_euler_steps(tmp_path: Path) -> None:

@@ -68,10 +68,29 @@ def build_flow(config: TrainConfig, network: DiTConfig, initialise: bool = True)
     return FlowMap(build_network(network, initialise), scaled=config.scaled)
 
 
+def guidance_of(config: TrainConfig, num_classes: int) -> str:
+    """How w is drawn for data of so many classes, as `--guidance` says it. Without classes w is 1: guidance mixes the
+    velocity of a class with that of none. `ValueError` where guidance or hidden classes were asked for all the same."""
+    if num_classes > 0:
+        return config.guidance
+    guidance, default = parse_guidance(config.guidance), TrainConfig()
+    if not guidance.always_one and guidance != parse_guidance(default.guidance):
+        raise ValueError(
+            f"guidance {config.guidance}: without classes w must be 1, and this data has none; leave it out or give "
+            "--guidance 1."
+        )
+    if config.label_dropout not in (0.0, default.label_dropout):
+        raise ValueError(
+            f"label_dropout {config.label_dropout:g}: this data has no classes to hide; leave it out or give "
+            "--label-dropout 0."
+        )
+    return "1"
+
+
 def build_objective(config: TrainConfig, flow: FlowMap, data_deviation: float = 1.0) -> Objective:
     """The objective that the configuration names, around `flow`. An option that it would ignore is an error.
     `data_deviation` is that of the data as the network sees it, which the times of consistency training follow."""
-    guidance = parse_guidance(config.guidance)
+    guidance = parse_guidance(guidance_of(config, flow.network.num_classes))
     match config.objective:
         case "terminal-velocity":
             return TerminalVelocityMatching(

@@ -9,7 +9,7 @@ from torch import nn
 from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.probe import verify_tangents
-from tvmatch.training.build import build_flow, build_objective, network_shape, shared_in
+from tvmatch.training.build import build_flow, build_objective, guidance_of, network_shape, shared_in
 from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute
@@ -58,6 +58,8 @@ def prepare(
     made ready for the hardware, its tangents verified, and distributed over the ranks. Without `fresh` a checkpoint
     will be loaded into it, and `config.initial` is not asked for."""
     channels, side, _ = source.shape
+    asked = config if fresh else without_vain_options(config, source.num_classes)
+    guidance = guidance_of(asked, source.num_classes)
     shape = network_shape(config, side, channels, source.num_classes)
     device = ranks.device
     loaded = config.initial is not None and fresh
@@ -67,7 +69,7 @@ def prepare(
             flow = build_flow(config, shape, initialise=not loaded)
     if loaded:
         load_initial(flow, Path(config.initial))
-    objective = build_objective(config, flow, deviation_of(source))
+    objective = build_objective(asked, flow, deviation_of(source))
     ema = EvaluationEma(flow, config.evaluation_ema)
     dtype = compute_dtype(config.precision, device)
     sharded = ranks.strategy == "fsdp"
@@ -90,12 +92,21 @@ def prepare(
         "network": network_to_header(shape),
         "scaled": config.scaled,
         "objective": config.objective,
-        "guidance": config.guidance,
+        "guidance": guidance,
         "class_names": list(source.class_names),
         "data": source.fingerprint,
         "latent_space": None if source.latent_space is None else source.latent_space.to_header(),
     }
     return TrainingState(objective, ema, optimizer), header, module
+
+
+def without_vain_options(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """For a run that goes on: earlier versions took guidance and hidden classes for data without classes, where they
+    did nothing, and such a run cannot be given other options now."""
+    if num_classes > 0:
+        return config
+    default = TrainConfig()
+    return dataclasses.replace(config, guidance=default.guidance, label_dropout=default.label_dropout)
 
 
 def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
