@@ -91,7 +91,9 @@ def test_bound_holds_for_any_network_on_a_mixture(scale: float) -> None:
     bound = evaluate_bound(flow, eight_gaussians(), torch.randn(48, 2).double(), steps=8, iterations=5)
     assert bound.terminal.max() > 0
     assert bound.velocity.max() > 0
-    assert 0 < bound.w2_squared <= bound.coupled <= bound.right
+    # where noise pairs the points best, the two are one sum in another order
+    assert 0 < bound.w2_squared <= (1 + 1e-12) * bound.coupled
+    assert bound.coupled <= bound.right
     assert bound.holds
     assert bound.looseness >= 1
 
