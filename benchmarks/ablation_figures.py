@@ -20,7 +20,7 @@ from cifar10_figures import of_seconds
 from cifar10_runs import read_runs
 from methods_tables import chosen_table, cifar10_table, cost_table, digits_table, plane_table
 from page_tables import with_tables
-from theory_tables import bound_table, flatness_table, norms_table
+from theory_tables import bound_table, digits_flatness_table, flatness_table, norms_table
 from tvmatch.ablation.report import draw, markdown
 from tvmatch.ablation.studies import STUDIES
 
@@ -51,6 +51,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {  # page -> marker -> table
     "theory.md": {
         "bound": lambda: bound_table(result("methods_bound")),
         "flatness": lambda: flatness_table(result("methods_bound")),
+        "flatness digits": lambda: digits_flatness_table(result("methods_flatness")),
         "norms": lambda: norms_table(result("methods_gradient_norms")),
     },
     "ablations.md": {"ablations": lambda: ablation_tables(result("methods_ablations"))},
@@ -60,6 +61,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {  # page -> marker -> table
         "plane": lambda: plane_table(result("methods_2d")),
         "passes": lambda: plane_table(result("methods_2d_passes")),
         "digits": lambda: digits_table(result("methods_digits")),
+        "digits passes": lambda: digits_table(result("methods_digits_groups")),
         "chosen": lambda: chosen_table(result("methods_2d"), result("methods_digits")),
         "cifar10": lambda: cifar10_table(of_seconds(read_runs(RESULTS / "cifar10"), 420)),
     },

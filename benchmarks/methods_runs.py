@@ -23,7 +23,8 @@ from torch import Tensor
 from kept_rows import machine
 from tvmatch.files import write_text
 from tvmatch.flow_map import FlowMap
-from tvmatch.objectives import MeanFlow, Objective
+from tvmatch.guidance import parse_guidance
+from tvmatch.objectives import InductiveMomentMatching, MeanFlow, Objective
 from tvmatch.provenance import commit
 from tvmatch.training.bench import FORWARD_PASSES, forward_passes
 from tvmatch.training.build import build_objective
@@ -39,9 +40,13 @@ class Method:
     target_ema: float | None = None  # None: as the command says
     plain: bool = False  # MeanFlow without its adaptive weight
     terminal_every: int = 1  # TVM with its terminal term on every n-th sample only
+    group: int | None = None  # samples that moment matching compares, in place of its own number
 
     def build(self, flow: FlowMap, guidance: str) -> Objective:
         config = TrainConfig(objective=self.objective, guidance=guidance, terminal_every=self.terminal_every)
+        if self.group is not None:
+            dropout = config.label_dropout
+            return InductiveMomentMatching(flow, None, parse_guidance(guidance), dropout, group=self.group)
         objective = build_objective(config, flow)
         if self.plain:
             assert isinstance(objective, MeanFlow)
@@ -56,7 +61,9 @@ VARIANTS = {
     "terminal-velocity, target 0.99": Method("terminal-velocity", target_ema=0.99),
     "terminal-velocity, every 4th": Method("terminal-velocity", terminal_every=4),
     "mean-flow, no adaptive weight": Method("mean-flow", plain=True),
+    "inductive-moment-matching, alone": Method("inductive-moment-matching", group=1),
 }
+NAMED = ("inductive-moment-matching, alone",)  # run only where they are asked for by name
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,8 @@ def add_options(parser: argparse.ArgumentParser, seconds: float, out: Path, data
     parser.add_argument("--ema", type=float, default=training.ema, help="decay of the weights that are judged")
     parser.add_argument("--target-ema", type=float, default=training.target_ema, help="of methods with a target")
     names = [*METHODS, *VARIANTS]
-    parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME")
+    parser.set_defaults(methods=[name for name in names if name not in NAMED])
     if data:
         parser.add_argument("--data", nargs="+", choices=data, default=list(data))
     parser.add_argument("--note", default="", help="kept in the results")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flatness import POINTS_LEVELS, at_equal_loss
+from flatness import DIGITS_LEVELS, POINTS_LEVELS, at_equal_loss
 from kept_rows import sources
 from methods_runs import mean_and_deviation
 from tvmatch.ablation.report import show
@@ -42,24 +42,33 @@ def bound_table(result: dict[str, Any]) -> str:
 def flatness_table(result: dict[str, Any]) -> str:
     """The largest slope on eight Gaussians at equal int E|d2|^2, beside that after equal steps."""
     rows = [row for row in result["rows"] if row["data"] == "eight-gaussians"]
-    table = {(row["network"], row["level"]): row for row in at_equal_loss(rows, "velocity", POINTS_LEVELS)}
-    moments = [step for step in result["moments"] if step > 0]
-    lines = [
+    told = (
         "Largest \\|du/dx\\|, mean and deviation over the seeds that came so far (in brackets how many, if not all), "
-        "linear between two moments.",
-        "",
-        "| network | "
-        + " | ".join([f"at {level:g}" for level in POINTS_LEVELS] + [f"{step} steps" for step in moments])
-        + " |",
-        "|" + "---|" * (1 + len(POINTS_LEVELS) + len(moments)),
-    ]
+        "linear between two moments."
+    )
+    return "\n".join([told, "", *_slopes(rows, "velocity", POINTS_LEVELS, result["moments"])])
+
+
+def digits_flatness_table(result: dict[str, Any]) -> str:
+    """The same on digits at equal loss on held-out ones, as flatness.py found it."""
+    rows = result["rows"]
+    told = f"{result['seeds']} seeds; {result['machine']} ({sources(rows)}); batch {result['batch']}."
+    return "\n".join([told, "", *_slopes(rows, "loss", DIGITS_LEVELS, result["moments"])])
+
+
+def _slopes(rows: list[dict[str, Any]], loss: str, levels: tuple[float, ...], moments: list[int]) -> list[str]:
+    """A line a network: at each level of the loss, and after each number of steps."""
+    table = {(row["network"], row["level"]): row for row in at_equal_loss(rows, loss, levels)}
+    moments = [step for step in moments if step > 0]
+    columns = [f"at {level:g}" for level in levels] + [f"{step} steps" for step in moments]
+    lines = [f"| network | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     for name in dict.fromkeys(row["network"] for row in rows):
-        cells = [_told(table[name, level]) for level in POINTS_LEVELS]
+        cells = [_told(table[name, level]) for level in levels]
         for step in moments:
             found = [row["lipschitz"] for row in rows if row["network"] == name and row["step"] == step]
             cells.append(show(mean_and_deviation(found)))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _told(row: dict[str, Any]) -> str:
