@@ -33,6 +33,9 @@ def test_every_name_gives_an_objective_with_a_gradient(name: ObjectiveName) -> N
         ({"objective": "split-mean-flow", "weighted": False}, "split-mean-flow has no option weighted"),
         ({"objective": "mean-flow", "target_ema": 0.9}, "mean-flow has no option target_ema"),
         ({"objective": "shortcut", "jumps": "uniform"}, "shortcut has no option jumps"),
+        ({"objective": "flow-matching", "jumps": "uniform"}, "flow-matching has no option jumps"),
+        # its target gives the unconditional velocity, for which nobody asks where w is always 1
+        ({"objective": "flow-matching", "guidance": "1", "target_ema": 0.5}, "flow-matching has no option target_ema"),
     ],
 )
 def test_no_option_is_ignored(changes: dict, message: str) -> None:

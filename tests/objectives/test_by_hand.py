@@ -20,11 +20,14 @@ from tvmatch.objectives import (
     LagrangianSelfDistillation,
     MeanFlow,
     ModularMeanFlow,
+    Objective,
     Shortcut,
     SplitMeanFlow,
+    TerminalVelocityMatching,
 )
 from tvmatch.objectives.few_step import Draws
 from tvmatch.objectives.inductive_moment_matching import LATEST
+from tvmatch.times import LogitNormal, TruncatedGap
 
 STEP = 1e-5  # of the central differences
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]  # A(x, t, s) of one sample, with its class and its w
@@ -157,6 +160,23 @@ def test_times_of_consistency_training_follow_the_scale_of_the_data(deviation: f
     assert logit_moments(t) == pytest.approx((mean, 1.4), abs=0.05)
     with pytest.raises(ValueError, match="deviation must be positive"):
         ConsistencyTraining(FlowMap(GaussianFamily(1)), data_deviation=0.0)
+
+
+CONSTANTS = [  # what the papers fix, each by the name that it has here
+    (TerminalVelocityMatching, {"jumps": TruncatedGap(-0.8, 1.0, -0.4, 1.0), "times": LogitNormal(-0.4, 1.0)}),
+    (MeanFlow, {"power": 1.0, "offset": 1e-3, "mixing": 0.0}),
+    (AlphaFlow, {"begin": 0.0, "end": 0.8, "smallest": 0.005}),
+    (ModularMeanFlow, {"warmup": 0.5, "largest": 1.0}),
+    (ConsistencyTraining, {"warmup": 0.1, "offset": 0.1}),
+    (InductiveMomentMatching, {"group": 4, "halvings": 12}),
+]
+
+
+@pytest.mark.parametrize(("make", "constants"), CONSTANTS)
+def test_constants(make: type[Objective], constants: dict) -> None:
+    method = make(FlowMap(GaussianFamily(1)))
+    assert {name: getattr(method, name) for name in constants} == constants
+    assert method.label_dropout == 0.1
 
 
 def test_times_of_moment_matching() -> None:

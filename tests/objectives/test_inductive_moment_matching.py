@@ -13,10 +13,12 @@ from tvmatch.objectives import InductiveMomentMatching, Part
 from tvmatch.objectives.few_step import Draws
 from tvmatch.objectives.inductive_moment_matching import (
     GroupedJumps,
+    UniformJumps,
     earlier_time,
     laplace_kernel,
     time_weight,
 )
+from tvmatch.times import TruncatedGap
 
 SMALL = DiTConfig(8, 1, num_classes=3, patch_size=4, hidden_size=32, depth=2, num_heads=2)
 TIMES = ((0.9, 0.0), (0.8, 0.3), (0.6, 0.1), (0.4, 0.2), (0.3, 0.0), (0.12, 0.0))
@@ -93,11 +95,13 @@ def test_points_that_coincide_have_no_gradient() -> None:
 
 
 def test_groups_share_times_and_guidance() -> None:
-    t, s = GroupedJumps(4)(4000, torch.Generator().manual_seed(0))
+    t, s = GroupedJumps(UniformJumps(), 4)(4000, torch.Generator().manual_seed(0))
     assert bool((t.view(-1, 4) == t.view(-1, 4)[:, :1]).all() and (s.view(-1, 4) == s.view(-1, 4)[:, :1]).all())
     assert bool((s <= t).all())
     assert len(t.unique()) == 1000
     assert float(t.mean()) == pytest.approx(0.497, abs=0.03)
+    t, s = InductiveMomentMatching(FlowMap(GaussianFamily(1)), TruncatedGap()).jumps(40, torch.Generator())
+    assert bool((t.view(-1, 4) == t.view(-1, 4)[:, :1]).all() and (s.view(-1, 4) == s.view(-1, 4)[:, :1]).all())
     method = InductiveMomentMatching(FlowMap(GaussianFamily(1)), guidance=UniformGuidance(1, 3), label_dropout=0.0)
     draws = method.draws(torch.randn(40, 1).double(), torch.full((40,), -1), Part(0, 40, 40))
     assert bool((draws.w == 1).all())  # no class, no guidance

@@ -170,16 +170,22 @@ def test_mixing_of_mean_flow_is_the_equation_of_the_paper(flow: FlowMap) -> None
     torch.testing.assert_close(method.guided(x, v, t, label, w), expected)
 
 
-def test_mean_flow_target_against_differences_along_the_path(flow: FlowMap) -> None:
-    """dA/dt by central differences of A(x + h v, t + h, s)."""
-    method = MeanFlow(flow, power=0.0)
+@pytest.mark.parametrize(("options", "power"), [({"power": 0.0}, 0.0), ({"power": 0.5}, 0.5), ({}, 1.0)])
+def test_mean_flow_loss_by_differences_along_the_path(flow: FlowMap, options: dict, power: float) -> None:
+    """dA/dt by central differences of A(x + h v, t + h, s); the adaptive weight has no gradient, and p = 1."""
+    method = MeanFlow(flow, **options)
     x, v, t = torch.randn(3, 2, 4, 4).double(), torch.randn(3, 2, 4, 4).double(), torch.tensor([0.9, 0.5, 0.7]).double()
     s, label, w, h = 0.4 * t, torch.tensor([0, 1, -1]), torch.tensor([1.0, 2.0, 1.5]).double(), 1e-5
     with torch.no_grad():
         ends = [flow.average_velocity(x + d * v, t + d, s, label, w) for d in (h, -h)]
         target = v - (t - s)[:, None, None, None] * (ends[0] - ends[1]) / (2 * h)
-        expected = (flow.average_velocity(x, t, s, label, w) - target).square().sum((1, 2, 3))
-    torch.testing.assert_close(method.losses(Draws(x, v, t, s, s, label, w)).detach(), expected, rtol=1e-6, atol=0)
+    square = (flow.average_velocity(x, t, s, label, w) - target).square().sum((1, 2, 3))
+    expected = square / (square.detach() + 1e-3) ** power
+    losses = method.losses(Draws(x, v, t, s, s, label, w))
+    torch.testing.assert_close(losses.detach(), expected.detach(), rtol=1e-6, atol=0)
+    parameters = list(flow.parameters())
+    gradients = (torch.autograd.grad(value.sum(), parameters) for value in (losses, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
 
 
 def test_dyadic_jumps() -> None:
@@ -196,6 +202,7 @@ def test_dyadic_jumps() -> None:
     [
         (lambda flow: SplitMeanFlow(flow, equal=1.5), r"\[0, 1\], got 1\.5"),
         (lambda flow: MeanFlow(flow, mixing=1.0), r"kappa.*got 1\.0"),
+        (lambda flow: MeanFlow(flow, mixing=0.5), r"\(kappa\) 0\.5 is a part of guidance.*give a guidance"),
         (lambda flow: AlphaFlow(flow, begin=0.5, end=0.5), "begin < end"),
         (lambda flow: ModularMeanFlow(flow, warmup=0.0), r"warmup must lie in \(0, 1\]"),
     ],

@@ -59,25 +59,30 @@ def test_exact_map_has_both_sides_zero() -> None:
     assert bound.w2_squared < 1e-20
 
 
-def test_bound_of_another_gaussian_in_closed_form() -> None:
+@pytest.mark.parametrize("t", [1.0, 0.6])
+def test_bound_of_another_gaussian_in_closed_form(t: float) -> None:
     """The exact flow map of N(0, b^2) judged for data N(0, a^2): d1 = 0, u_theta is linear with the slope
     (s - (1-s) b^2) / (s^2 + (1-s)^2 b^2), and E|x_s|^2 is known; both integrals by a fine rule of our own."""
     a, b = 0.5, 0.8
     x = torch.randn(64, 2, dtype=torch.float64)
-    bound = evaluate_bound(exact_flow(b), planar(a), x, steps=64, iterations=2, segment=2)
+    bound = evaluate_bound(exact_flow(b), planar(a), x, t, steps=64, iterations=2, segment=2)
     power = float(x.square().sum(1).mean())
-    s = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    s = torch.linspace(0, t, 4001, dtype=torch.float64)
+
+    def variance(d: float) -> torch.Tensor:
+        return s.square() + (1 - s).square() * d * d
 
     def rate(d: float) -> torch.Tensor:
-        return (s - (1 - s) * d * d) / (s.square() + (1 - s).square() * d * d)
+        return (s - (1 - s) * d * d) / variance(d)
 
-    x_s = power * (s.square() + (1 - s).square() * a * a)
+    x_s = power * variance(a) / variance(a)[-1]
     inner = torch.cumulative_trapezoid(rate(b).abs(), s)
     growth = torch.cat([torch.zeros(1).double(), inner])
-    right = 2 * torch.trapezoid(torch.exp(2 * growth) * (rate(b) - rate(a)).square() * x_s, s)
+    right = 2 * t * torch.trapezoid(torch.exp(2 * growth) * (rate(b) - rate(a)).square() * x_s, s)
     assert bound.right == pytest.approx(float(right), rel=5e-3)
-    assert bound.coupled == pytest.approx((a - b) ** 2 * power)
-    assert bound.w2_squared == pytest.approx((a - b) ** 2 * power)  # a scaling is its own optimal transport
+    apart = float(a / variance(a)[-1].sqrt() - b / variance(b)[-1].sqrt()) ** 2 * power
+    assert bound.coupled == pytest.approx(apart)
+    assert bound.w2_squared == pytest.approx(apart)  # a scaling is its own optimal transport
     assert bound.terminal.max() < 1e-20
     assert bound.holds
 
@@ -96,6 +101,34 @@ def test_bound_holds_for_any_network_on_a_mixture(scale: float) -> None:
     assert bound.coupled <= bound.right
     assert bound.holds
     assert bound.looseness >= 1
+
+
+class Sine(torch.nn.Module):
+    """F = 2 sin(2x), at all times: its slope 4 |cos(2x)| is another wherever one looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_shape, self.num_classes = (1,), 0
+        self.zero = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, label: torch.Tensor, w: torch.Tensor
+    ) -> torch.Tensor:
+        return 2 * (2 * x).sin() + self.zero * (t - s)[:, None]
+
+
+def test_the_lipschitz_constant_is_that_of_the_lines_from_true_to_learned_points() -> None:
+    """Where the proof needs it: neither the true points alone nor the learned ones have the largest slope."""
+    data = Gaussian(torch.zeros(1).double(), 0.25 * torch.eye(1).double())
+    flow, x, label, one = FlowMap(Sine()), torch.tensor([[0.8], [-0.7]]).double(), torch.full((2,), -1), torch.ones(2)
+    bound = evaluate_bound(flow, data, x, steps=4, iterations=2, segment=5)
+    for k, s in reversed(list(enumerate(bound.s.tolist()))):
+        end = torch.full((2,), s, dtype=torch.float64)
+        true, learned = data.flow(x, one.double(), end), flow.jump(x, one.double(), end, label, one.double()).detach()
+        slopes = torch.stack([4 * (2 * torch.lerp(true, learned, part / 4)).cos().abs() for part in range(5)])
+        assert float(bound.lipschitz[k]) == pytest.approx(float(slopes.max()))
+    ends = slopes[[0, -1]]
+    assert float(slopes.max()) > 1.05 * float(ends.max())  # at s = 0
 
 
 def test_without_the_exponential_the_right_side_may_be_too_small() -> None:

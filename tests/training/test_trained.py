@@ -113,14 +113,23 @@ def test_without_classes_only_w_1_works(tmp_path: Path) -> None:
         trained.class_index("0")
 
 
-def test_guidance_without_classes_is_refused_but_an_earlier_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "vain", "message"),
+    [
+        ("terminal-velocity", {"guidance": "1:3", "label_dropout": 0.5}, "guidance 1:3: without classes w must be 1"),
+        ("flow-matching", {"target_ema": 0.5}, "flow-matching has no option target_ema"),
+    ],
+)
+def test_what_does_nothing_without_classes_is_refused_but_an_earlier_run_goes_on(
+    tmp_path: Path, objective: str, vain: dict, message: str
+) -> None:
     """Earlier versions took such options in silence; what they did then is what they do now: nothing."""
     source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8))
-    vain = {"guidance": "1:3", "label_dropout": 0.5}
-    with pytest.raises(ValueError, match="guidance 1:3: without classes w must be 1"):
+    vain = vain | {"objective": objective}
+    with pytest.raises(ValueError, match=message):
         train(tiny_config(tmp_path / "run", **vain), source=source, show=False)
     assert not (tmp_path / "run").exists()
-    train(tiny_config(tmp_path / "run", steps=2), source=source, show=False)
+    train(tiny_config(tmp_path / "run", objective=objective, steps=2), source=source, show=False)
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(tiny_config(tmp_path / "run", **vain)))
     train(tiny_config(tmp_path / "run", **vain, steps=4), source=source, show=False)
     assert (load_run(tmp_path / "run").step, load_run(tmp_path / "run").w) == (4, 1.0)

@@ -42,15 +42,25 @@ RESOLVED = 4  # least (t - r) / (t - s) in units of rounding: the direction of y
 
 
 @dataclass(frozen=True)
-class GroupedJumps:
-    """`size` samples in a row share a jump: t uniform in (0, T), s uniform in (0, t)."""
+class UniformJumps:
+    """The paper's: t uniform in (0, T), s uniform in (0, t)."""
 
+    def __call__(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        t, share = torch.rand(2, batch, generator=generator, device=generator.device)
+        t = (t * LATEST).clamp(min=1e-4)
+        return t, share * t
+
+
+@dataclass(frozen=True)
+class GroupedJumps:
+    """`size` samples in a row share a jump of a scheme."""
+
+    scheme: JumpScheme
     size: int
 
     def __call__(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        t, share = torch.rand(2, -(-batch // self.size), generator=generator, device=generator.device)
-        t = (t * LATEST).clamp(min=1e-4).repeat_interleave(self.size)[:batch]
-        return t, share.repeat_interleave(self.size)[:batch] * t
+        t, s = self.scheme(-(-batch // self.size), generator)
+        return t.repeat_interleave(self.size)[:batch], s.repeat_interleave(self.size)[:batch]
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class InductiveMomentMatching(FewStepObjective):
             raise ValueError(f"groups of inductive moment matching have at least 1 sample, got {group}.")
         if smallest_step is not None and not 0 <= smallest_step <= 1:
             raise ValueError(f"smallest_step is a share of the jump in [0, 1], got {smallest_step}.")
-        super().__init__(flow, jumps or GroupedJumps(group), guidance, label_dropout)
+        super().__init__(flow, GroupedJumps(jumps or UniformJumps(), group), guidance, label_dropout)
         self.group, self.halvings, self._smallest_step = group, halvings, smallest_step
         self.guidance = GroupedGuidance(self.guidance, group)
 

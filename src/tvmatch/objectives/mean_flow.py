@@ -43,6 +43,8 @@ class MeanFlow(FewStepObjective):
         super().__init__(flow, jumps, guidance, label_dropout, equal)
         if not 0 <= mixing < 1:
             raise ValueError(f"mixing (kappa) must lie in [0, 1), got {mixing}.")
+        if mixing and self.guidance.always_one:
+            raise ValueError(f"mixing (kappa) {mixing} is a part of guidance, and w is always 1 here; give a guidance.")
         self.power, self.offset, self.mixing = power, offset, mixing
 
     @torch.no_grad()

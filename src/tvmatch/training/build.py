@@ -104,7 +104,8 @@ def build_objective(config: TrainConfig, flow: FlowMap, data_deviation: float = 
                 terminal_every=config.terminal_every,
             )
         case "flow-matching":
-            _refuse(config, "jumps", *OWN_OPTIONS)
+            # the average of the weights gives its guided target, and nothing where w is always 1
+            _refuse(config, "jumps", *OWN_OPTIONS, *(["target_ema"] if guidance.always_one else []))
             return FlowMatching(flow, guidance=guidance, label_dropout=config.label_dropout)
         case name if name in FEW_STEP:
             method = FEW_STEP[name]

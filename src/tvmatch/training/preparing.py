@@ -8,6 +8,7 @@ from torch import nn
 
 from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
+from tvmatch.guidance import parse_guidance
 from tvmatch.networks.probe import verify_tangents
 from tvmatch.training.build import build_flow, build_objective, guidance_of, network_shape, shared_in
 from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
@@ -101,12 +102,14 @@ def prepare(
 
 
 def without_vain_options(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """For a run that goes on: earlier versions took guidance and hidden classes for data without classes, where they
-    did nothing, and such a run cannot be given other options now."""
-    if num_classes > 0:
-        return config
+    """For a run that goes on: earlier versions took guidance and hidden classes for data without classes, and the decay
+    of a target for flow matching without guidance. They did nothing, and such a run cannot be given others now."""
     default = TrainConfig()
-    return dataclasses.replace(config, guidance=default.guidance, label_dropout=default.label_dropout)
+    if num_classes == 0:
+        config = dataclasses.replace(config, guidance=default.guidance, label_dropout=default.label_dropout)
+    if config.objective == "flow-matching" and parse_guidance(guidance_of(config, num_classes)).always_one:
+        config = dataclasses.replace(config, target_ema=default.target_ema)
+    return config
 
 
 def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
