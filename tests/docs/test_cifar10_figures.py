@@ -78,6 +78,9 @@ def test_bars_are_judged_by_every_seed(figures) -> None:
     table = figures.bars_table(runs)
     assert table.count("| met |") == 7
     assert table.count("**missed**") == 1
+    assert table.count("the same minutes for MeanFlow and flow matching |  | beside TVM | **not run**") == 1
+    assert "12.05 (DiT-S/2, 24 minutes" in table  # and the four calls are of the same run
+    assert "6.65 (DiT-S/2, 24 minutes" in table
     two = [run for run in runs if run.seconds > 420 or run.seed < 2]
     assert figures.bars_table(two).count("**missed**") == 3  # three seeds are the bar of TVM beside MeanFlow
 

@@ -14,9 +14,9 @@ from PIL import Image
 from tests.metrics.networks import save_small
 from tests.training.pool import Pool
 from tests.training.support import tiny_config, tiny_network
-from tvmatch.data.arrays import source_from_arrays
+from tvmatch.data.arrays import npz_source, source_from_arrays
 from tvmatch.data.source import to_pictures
-from tvmatch.metrics import cases, evaluation
+from tvmatch.metrics import cases, evaluation, statistics
 from tvmatch.metrics.cases import Case, Drawer, averaged
 from tvmatch.metrics.evaluation import EvaluationPlan, evaluate
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
@@ -240,3 +240,24 @@ def test_the_statistics_of_the_run_are_kept(run: Path, tmp_path: Path) -> None:
     saved = read_statistics(tmp_path / "x" / "statistics.safetensors")
     assert saved.provenance["data"] == str(run.parent / "data.npz")
     assert len(saved.features) == 40
+
+
+def test_the_statistics_that_are_there_are_used_if_this_code_made_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an evaluation made for itself and was killed before its first row."""
+    path = tmp_path / "x" / "statistics.safetensors"
+    source, name = npz_source(run.parent / "data.npz"), str(run.parent / "data.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "CODE", ("metrics/features.py",))
+        gather_statistics(source, name, network_of(run), path, 40, ALONE)
+    assert read_statistics(path).provenance["code"] != statistics.made_by()["code"]
+    plan = dataclasses.replace(PLAN, calls=(1,), seeds=(0,))
+    measure(run, tmp_path / "x.json", plan)
+    assert read_statistics(path).provenance["code"] == statistics.made_by()["code"]
+    monkeypatch.setattr(evaluation, "gather_statistics", None)  # not again
+    measure(run, tmp_path / "x.json", plan)
+    # with figures of other statistics there, they are refused before the file is made anew
+    monkeypatch.setattr(statistics, "version", lambda name: "another")
+    with pytest.raises(ValueError, match=r"is of another evaluation, with statistics\.pillow .*\(here another\)"):
+        measure(run, tmp_path / "x.json", plan)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.metrics.test_evaluation import ALONE, PLAN, measure, network_of
 from tests.metrics.test_evaluation import run as run  # the fixture
@@ -15,7 +17,7 @@ from tvmatch.data.arrays import npz_source, source_from_arrays
 from tvmatch.metrics.evaluation import evaluate
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
 from tvmatch.metrics.remarks import class_counts, class_remark
-from tvmatch.metrics.statistics import gather_statistics
+from tvmatch.metrics.statistics import KEY, gather_statistics, made_by
 from tvmatch.training.trained import load_run
 
 ONE = dataclasses.replace(PLAN, calls=(1,), seeds=(0,))
@@ -65,6 +67,24 @@ def test_a_part_of_the_pictures_is_said_to_be_one(run: Path, tmp_path: Path) -> 
     assert told["classes"] == [6, 6, 6]
     assert told["statistics"]["classes"] == [7, 7, 6]
     assert told["authenticity_among"] == 9
+
+
+@pytest.mark.parametrize("code", [None, "0123456789abcdef"])
+def test_statistics_of_other_code_are_used_and_it_is_said(run: Path, tmp_path: Path, code: str | None) -> None:
+    """Published files do not tell their code, and remain of use."""
+    source, path = npz_source(run.parent / "data.npz"), tmp_path / "s.safetensors"
+    gather_statistics(source, "data", network_of(run), path, 40, ALONE)
+    with safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()[KEY])
+    assert told.pop("code") == made_by()["code"]
+    save_file(load_file(path), path, {KEY: json.dumps(told | ({"code": code} if code else {}))})
+    measure(run, tmp_path / "x.json", dataclasses.replace(ONE, statistics=path))
+    (remark,) = json.loads((tmp_path / "x.json").read_text())["remarks"]
+    how = (
+        "was made by other code than this (hash 0123456789ab, here " if code else "does not say which code made it: if"
+    )
+    assert remark.startswith(f"s.safetensors {how}")
+    assert remark.endswith("`tvmatch statistics` makes it anew.")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.metrics.networks import save_small
 from tests.training.pool import Pool
 from tvmatch.cli.statistics import StatisticsOptions
 from tvmatch.data.arrays import source_from_arrays
-from tvmatch.metrics import collecting
+from tvmatch.metrics import collecting, statistics
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
 from tvmatch.metrics.statistics import KEPT, KEY, check_statistics, gather_statistics, read_statistics
 from tvmatch.training.ranks import Ranks, RanksError, join_ranks
@@ -127,6 +127,29 @@ def test_a_killed_pass_continues_where_it_was(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_array_equal(continued.gaussian.covariance, whole.gaussian.covariance)
     assert torch.equal(continued.features, whole.features)
     assert not (tmp_path / ".out.safetensors.parts").exists()
+
+
+def test_the_part_that_other_code_made_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else pictures of both would be in one file, half of them resized in another way, say."""
+    monkeypatch.setattr(collecting, "SAVE_SECONDS", -1.0)
+    seen: list[int] = []
+    call = FeatureNetwork.__call__
+
+    def counted(self: FeatureNetwork, pictures: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pictures))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return call(self, pictures)
+
+    monkeypatch.setattr(FeatureNetwork, "__call__", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "CODE", ("metrics/features.py",))
+        with pytest.raises(KeyboardInterrupt):
+            gather(tmp_path)
+    assert list((tmp_path / ".out.safetensors.parts").iterdir())
+    saved = read_statistics(gather(tmp_path))
+    assert sum(seen[4:]) == 37  # all anew
+    assert saved.provenance["code"] == statistics.made_by()["code"]
 
 
 def test_the_part_of_another_pass_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

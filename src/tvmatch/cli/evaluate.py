@@ -19,7 +19,8 @@ With --features (a TorchScript network; Inception for FID): Frechet and kernel d
 coverage, sliced W2, pictures, the trade-off of w and calls. Without: the Frechet distance of pixel values (of
 latents), and for digits the share that is read right.
 
-Run again, it continues what was killed. Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch evaluate ..."""
+Run again, it continues what was killed; with --features, other calls, w and seeds join those that are there.
+Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch evaluate ..."""
 
 
 @dataclass(frozen=True)

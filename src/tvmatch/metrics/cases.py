@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,35 +93,32 @@ def run_cases(
     batch_size: int,
     finish: Callable[[Case, dict[str, Any], Tensor | None], None],
 ) -> list[dict[str, Any]]:
-    """A row of figures for each case. Rows lie in `folder`/rows, and those of the very same evaluation (`identity`) are
-    not computed again; an unfinished case continues. Its seconds are those of all attempts.
+    """Measure the cases, and return a row of figures for each case of this very evaluation (`identity`) that was ever
+    measured, by w, calls and seed. Rows lie in `folder`/rows, and what is there is not computed again; an unfinished
+    case continues. Its seconds are those of all attempts.
 
     `finish(case, row, features)` is called on rank 0 after each new row, and without features (None) for each row that
     is there; it may add to the row.
     """
 
-    def write(case: Case, row: dict[str, Any]) -> None:
-        path = folder / "rows" / f"{case.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"identity": identity, "row": row}, indent=1) + "\n")
-
     def measure(case: Case, collected: Collected) -> dict[str, Any]:
         drawn, measured = collected.seconds, time.perf_counter()
         row: dict[str, Any] = {"nfe": case.nfe, "w": case.w, "seed": case.seed, "commit": commit()}
+        row["processes"] = ranks.count
         row |= figures_of(collected, reference, network.device)
         row |= {"seconds_drawing": drawn, "seconds": drawn + time.perf_counter() - measured}
         finish(case, row, collected.features)
-        write(case, row)
+        write_row(folder, row, identity)
         return row
 
     def read() -> dict[str, dict[str, Any]]:
-        found = {case: read_row(folder / "rows" / f"{case.name}.json", identity) for case in cases}
-        for case, row in ((case, row) for case, row in found.items() if row is not None):
+        found = rows_in(folder, identity)
+        for case, row in ((case, found[case.name]) for case in cases if case.name in found):
             before = json.dumps(row)
             finish(case, row, None)
             if json.dumps(row) != before:
-                write(case, row)
-        return {case.name: row for case, row in found.items() if row is not None}
+                write_row(folder, row, identity)
+        return found
 
     rows = ranks.on_main(read)
     missing = [case for case in cases if case.name not in rows]
@@ -132,7 +130,7 @@ def run_cases(
                     lambda numbers, case=case: drawer(case, numbers), network, job, partial, ranks, batch_size, done
                 )
                 rows[case.name] = ranks.on_main(lambda case=case, collected=collected: measure(case, collected))
-    return [rows[case.name] for case in cases]
+    return sorted(rows.values(), key=lambda row: (row["w"], row["nfe"], row["seed"]))
 
 
 def figures_of(collected: Collected, reference: ReferenceStatistics, device: torch.device) -> dict[str, float]:
@@ -156,17 +154,42 @@ def _some(features: Tensor, count: int) -> Tensor:
     return features[chosen.to(features.device)]
 
 
-def read_row(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The row in a file of `run_cases`, if it is of this evaluation."""
-    try:
-        saved = json.loads(path.read_text())
-        return saved["row"] if same_evaluation(saved["identity"], identity) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def name_of(row: dict[str, Any]) -> str:
+    """The name of a row's case."""
+    return Case(row["nfe"], row["w"], row["seed"]).name
+
+
+def rows_in(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of this evaluation in `folder`/rows, by the names of their cases; others, and what is no row or has
+    another case's name, are left out."""
+    found = {}
+    for path in sorted((folder / "rows").glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            saved = json.loads(path.read_text())
+            if same_evaluation(saved["identity"], identity) and name_of(saved["row"]) == path.stem:
+                found[path.stem] = saved["row"]
+    return found
+
+
+def write_row(folder: Path, row: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Write what `rows_in` reads."""
+    path = folder / "rows" / f"{name_of(row)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"identity": identity, "row": row}, indent=1) + "\n")
+
+
+def restore_rows(out: Path, folder: Path, identity: dict[str, Any]) -> None:
+    """Rows that `out`, a result of this evaluation, tells and that are not in `folder` (which was removed, or never
+    came along with it) are put there: whoever writes `out` anew would lose them."""
+    there = rows_in(folder, identity)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        for row in json.loads(out.read_text())["by_seed"]:
+            if name_of(row) not in there:
+                write_row(folder, row, identity)
 
 
 def averaged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each (nfe, w): means over the seeds, and, of two seeds or more, deviations as NAME_over_seeds."""
+    """One row for each (nfe, w): means over its seeds, and, of two seeds or more, deviations as NAME_over_seeds."""
     groups: dict[tuple[int, float], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["nfe"], row["w"]), []).append(row)

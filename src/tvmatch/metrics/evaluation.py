@@ -1,7 +1,7 @@
 """A whole evaluation of a trained run in the features of a network: figures, pictures, and what pins them.
 
-OUT.json              figures, and the hashes of everything they depend on
-OUT/samples_*.png     the first samples of the first seed as they come, one column a class
+OUT.json              figures of all that was ever measured there, and the hashes of everything they depend on
+OUT/samples_*.png     the first samples of each call's first seed as they come, one column a class
 OUT/nearest_*.png     the first of them, each with its nearest training pictures
 OUT/table.md, tradeoff.png
 OUT/rows, OUT/unfinished, OUT/statistics.safetensors   what a run that was killed continues from
@@ -21,7 +21,7 @@ from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source
 from tvmatch.files import write_text
 from tvmatch.metrics import tradeoff
-from tvmatch.metrics.cases import Case, Drawer, averaged, run_cases
+from tvmatch.metrics.cases import Case, Drawer, averaged, restore_rows, run_cases
 from tvmatch.metrics.collecting import hold
 from tvmatch.metrics.features import INCEPTION, FeatureNetwork, Preprocessing, sha256_of
 from tvmatch.metrics.frechet import rank_remark
@@ -35,6 +35,7 @@ from tvmatch.metrics.statistics import (
     ReferenceStatistics,
     check_statistics,
     gather_statistics,
+    made_by,
     pin_of,
     read_statistics,
 )
@@ -94,7 +95,8 @@ def evaluate(
     ranks: Ranks,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Measure, write everything that the head of this file lists, and return the averaged rows. Every rank calls it.
+    """Measure, write everything that the head of this file lists, and return the averaged rows, those of the cases that
+    `out` held before among them. Every rank calls it.
 
     `say` is told on rank 0 what a reader of the figures must know; it is in OUT.json too (`remarks`). `ValueError`
     where `out` holds an evaluation of something else: it is not overwritten.
@@ -117,7 +119,8 @@ def evaluate(
             "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
             **code(),
         }
-        ranks.on_main(lambda: require_same(out, folder, pins))  # before anything is made there
+        own = {"statistics": made_by()} if plan.statistics is None else {}
+        ranks.on_main(lambda: require_same(out, folder, pins | own))  # before anything is made there
         source, why_not = _training_data(run, trained)
         if source is not None:
             stack.callback(source.close)
@@ -143,19 +146,21 @@ def evaluate(
         pins |= {"statistics": pin_of(path, reference), **definitions(len(reference.features), plan.samples)}
         ranks.require_equal("before the samples", pins | {"noise": list(plan.seeds)})
         ranks.on_main(lambda: require_same(out, folder, pins))
+        ranks.on_main(lambda: restore_rows(out, folder, pins))
         gallery = Gallery(folder, drawer, network, reference, source, plan.samples, plan.seeds[0])
         remarks += _remarks(run, trained, path, reference, plan, source, why_not)
-        remarks += [warning for warning in unseen if warning is not None]
-        for remark in remarks if ranks.main else []:
+        for remark in [*remarks, *filter(None, unseen)] if ranks.main else []:
             say(remark)
         cases = [Case(nfe, w, seed) for w in plan.scales for nfe in plan.calls for seed in plan.seeds]
         rows = run_cases(
             cases, drawer, network, reference, plan.samples, folder, pins, ranks, plan.batch_size, gallery.show
         )
         averages = averaged(rows)
-        told = {"run": str(run), **pins, "commit": commit(), "processes": ranks.count, "seeds": list(plan.seeds)}
+        calls, scales, seeds = (sorted({row[name] for row in rows}) for name in ("nfe", "w", "seed"))
+        remarks += filter(None, map(trained.check_w, scales))
+        told = {"run": str(run), **pins, "commit": commit(), "processes": ranks.count, "seeds": seeds}
         told |= {"remarks": remarks, "classes": class_counts(plan.samples, trained.flow.network.num_classes)}
-        told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in plan.calls}, "rows": averages, "by_seed": rows}
+        told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in calls}, "rows": averages, "by_seed": rows}
         ranks.on_main(lambda: _write(out, folder, told))
     return averages
 
@@ -227,12 +232,12 @@ def _make_statistics(
     plan: EvaluationPlan,
     ranks: Ranks,
 ) -> None:
-    """Statistics of the run's own data, unless they are there already."""
+    """Statistics of the run's own data, unless they are there already, made by this very code."""
     if source is None:
         raise ValueError(f"{why_not}. Give --statistics FILE (tvmatch statistics PICTURES FILE --features ...).")
     there = ranks.on_main(lambda: path.is_file() and read_statistics(path).provenance)
-    same = there and there["fingerprint"] == source.fingerprint and there["network"] == network.identity()
-    if not same:
+    wanted = {"fingerprint": source.fingerprint, "network": network.identity(), **made_by()}
+    if not there or any(there.get(name) != value for name, value in wanted.items()):
         ranks.on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         gather_statistics(source, read_config(run).data, network, path, KEPT, ranks, plan.batch_size)
 

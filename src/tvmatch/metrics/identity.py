@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tvmatch import __version__
@@ -15,7 +16,10 @@ from tvmatch.provenance import code_hash
 
 NAMES = ("path", "file", "data")  # where things lay: they are told, and may be elsewhere the next time
 # what draws samples and what measures them; the commit says more, and is told beside each row
-CODE = ("metrics", "networks", "kernels", "data", "sampling.py", "flow_map.py", "times.py", "training/trained.py")
+CODE = (
+    *("metrics", "networks", "kernels", "data", "sampling.py", "flow_map.py", "interpolant.py", "times.py"),
+    *("training/trained.py", "training/checkpoint.py", "training/header.py", "training/engine.py"),
+)
 NEIGHBOURS = 10_000  # features of each kind for what needs neighbours: the published figures have mostly so many
 
 
@@ -35,6 +39,7 @@ def code() -> dict[str, Any]:
     """Versions, and the hash of what computes."""
     return {
         "torch": torch.__version__,
+        "numpy": np.__version__,  # the noise is of its generator
         "torchmetrics": version("torchmetrics"),
         "tvmatch": __version__,
         "code": code_hash(CODE),

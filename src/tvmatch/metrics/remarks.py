@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tvmatch.metrics.frechet import rank_remark
-from tvmatch.metrics.statistics import ReferenceStatistics
+from tvmatch.metrics.statistics import ReferenceStatistics, made_by
 
 TOLERATED = 0.1  # relative, between the shares of a class among samples and pictures
 
@@ -50,4 +50,20 @@ def reference_remarks(name: str, reference: ReferenceStatistics, whole: int | No
             f"{name} keeps the features of {kept} of {told['pictures']} pictures: nearest pictures and authenticity "
             "know no others, so that a copy of another counts as new; make it with a larger --keep."
         )
+    remarks.append(code_remark(name, told.get("code")))
     return [remark for remark in remarks if remark is not None]
+
+
+def code_remark(name: str, theirs: str | None) -> str | None:
+    """Of statistics called `name` that code of the hash `theirs` made (None: they do not say): they may be used, but
+    pictures may have come to their features in another way than samples do now."""
+    ours = made_by()["code"]
+    if theirs == ours:
+        return None
+    which = "does not say which code made it"
+    if theirs is not None:
+        which = f"was made by other code than this (hash {theirs[:12]}, here {ours[:12]})"
+    return (
+        f"{name} {which}: if pictures came to features otherwise there, that counts in the distances; "
+        "`tvmatch statistics` makes it anew."
+    )

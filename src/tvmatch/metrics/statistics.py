@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from tvmatch.files import replacing
 from tvmatch.metrics.collecting import Job, collect, removed_when_done
 from tvmatch.metrics.features import FeatureNetwork, sha256_of
 from tvmatch.metrics.frechet import FeatureStatistics
+from tvmatch.provenance import code_hash
 from tvmatch.training.ranks import Ranks
 
 KEY = "tvmatch_statistics"
 TOLD = ("data", "fingerprint", "pictures", "shape", "network")  # what a file must say of itself
 IDENTITY = ("sha256", "size", "resize", "mean", "deviation")  # of the network that made it
 KEPT = 50_000  # features kept by default, among which neighbours are sought: 400 MB of Inception's
+# what brings pictures to features and adds them up: fingerprints of folders do not say how pictures are decoded
+CODE = ("data", *(f"metrics/{name}.py" for name in ("collecting", "features", "frechet", "statistics")))
 FLAT = 1e-12  # of the squared mean: a variance that is only rounding
 
 
@@ -31,7 +35,7 @@ class ReferenceStatistics:
     """gaussian    mean and covariance of all pictures' features, float64
     features    [K, D] float32, of some of them, for figures that need neighbours
     indices     [K] their numbers in the data set
-    provenance  data set, fingerprint, feature network and preprocessing, versions
+    provenance  data set, fingerprint, feature network and preprocessing, versions, hash of the code
     """
 
     gaussian: FeatureStatistics
@@ -77,8 +81,7 @@ def gather_statistics(
         "shape": list(source.shape),
         "kept": len(kept),
         "network": network.identity(),
-        "tvmatch": __version__,
-        "torch": torch.__version__,
+        **made_by(),
         "device": _device_name(network.device),
         "processes": ranks.count,
     }
@@ -94,6 +97,17 @@ def gather_statistics(
         )
         ranks.on_main(lambda: _write(out, collected.statistics(), collected.features, kept, provenance))
     return out
+
+
+def made_by() -> dict[str, str]:
+    """What makes statistics here: versions, and the hash of the code."""
+    return {
+        "tvmatch": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,  # chooses the features that are kept
+        "pillow": version("pillow"),  # decodes and resizes pictures
+        "code": code_hash(CODE),
+    }
 
 
 def _write(path: Path, gaussian: FeatureStatistics, features: Tensor, kept: np.ndarray, told: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The trade-off of guidance and network calls, as a table and as a plot."""
 
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ FIGURES = {  # name in a row -> (heading, digits, factor)
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Each averaged row as text: the figure, and behind ± its deviation over seeds where there are several."""
-    result = []
-    for row in rows:
+    """Each averaged row as text: the figure, and behind ± its deviation over seeds where there are several. Where not
+    all have as many seeds, how many."""
+    result, counts = [], [len(row.get("seeds", ())) for row in rows]
+    for row, count in zip(rows, counts, strict=True):
         line = {"calls": str(row["nfe"]), "w": f"{row['w']:g}"}
+        if len(set(counts)) > 1:
+            line["seeds"] = str(count)
         for name, (heading, digits, factor) in FIGURES.items():
             if name not in row:
                 continue
@@ -56,8 +60,8 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> bool:
         line = sorted((row for row in rows if row["nfe"] == nfe), key=lambda row: row["w"])
         name = f"{nfe} call{'s' if nfe > 1 else ''}"
         scales, distances = [row["w"] for row in line], [row["frechet"] for row in line]
-        deviations = [row.get("frechet_over_seeds", 0.0) for row in line]
-        left.errorbar(scales, distances, deviations if any(deviations) else None, marker="o", label=name)
+        deviations = [row.get("frechet_over_seeds", nan) for row in line]  # of one seed there is none, not one of zero
+        left.errorbar(scales, distances, None if all(map(isnan, deviations)) else deviations, marker="o", label=name)
         right.plot([row["precision"] for row in line], [row["recall"] for row in line], marker="o", label=name)
         for row in line:
             point = row["precision"], row["recall"]
