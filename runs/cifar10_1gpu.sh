@@ -10,19 +10,19 @@
 # them train flow matching (the boundary term alone: a step is some three times cheaper), the rest starts from its
 # averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. While the first phase trains, another
 # process compiles the step of the second into the caches that both share (PRECOMPILE=0: not; only where there is an NVIDIA
-# GPU). The learning rate falls to zero over the last DECAY of each phase's time. Interrupted, the same command
-# continues; more MINUTES continue a run that is done, and take away the figures of what it was. Other settings of the
-# training need another OUT (OUT/settings has those of this one).
+# GPU). The learning rate falls to zero over the last DECAY of each phase's time. Interrupted (TERM or INT to the script: it
+# saves, and ends with 143 or 130), the same command continues; more MINUTES continue a run that is done, and take away the
+# figures of what it was. Other settings of the training need another OUT (OUT/settings has those of this one).
 # time.txt tells the seconds on the wall of both phases, over all attempts, those that were killed up to their last sign of
-# life (OUT/alive, every second). A second start of a phase (Python, code loaded again) is counted there, but not taken from
-# MINUTES: a run that goes on keeps its own clock.
+# life (OUT/alive, every second). What a second attempt does again (the start, steps that a kill lost) is counted there, but
+# not taken from MINUTES: a run that goes on keeps its own clock, and of a first phase in several attempts at most WARM is.
 #
 # Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call (flow matching in the last
 # of NFE), of the noise of CHOOSE_SEED; the best pair then with ALSO and SAMPLES of each of SEEDS in NFE calls, and that
 # average at all of EVALUATE_W with CHOOSE. (Committed runs of seed 0 chose with the noise that they were then scored with.)
 # W is one scale or a range, for which EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing:
-# for further seeds. Figures, samples, configs and logs go to RESULTS (default OUT/results; some 2 MB, no weights). STAGES
-# says what is done now.
+# for further seeds. Figures, samples, configs and logs go to RESULTS (default OUT/results; some 2 MB, no weights); those of
+# another choice, or of other samples, w, calls or seeds, leave it for OUT/earlier. STAGES says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
 #   25 minutes:    MINUTES=25 NETWORK=DiT-S/2 WARM=6 W=1.5:3 EVALUATE_W="2 2.25 2.5" EMAS="0.998 0.9995" bash runs/cifar10_1gpu.sh ...
@@ -47,7 +47,7 @@ TVMATCH=${TVMATCH:-python3 -m tvmatch}
 RECORDS="python3 runs/cifar10_records.py"
 STAGES=${STAGES:-train evaluate}
 MINUTES=${MINUTES:-7} WARM=${WARM:-2} DECAY=${DECAY:-0.5} WARM_DECAY=${WARM_DECAY:-0} START=${START:-12}
-NETWORK=${NETWORK:-DiT-S/4} BATCH=${BATCH:-512} LR=${LR:-1e-3} WARM_LR=${WARM_LR:-$LR} SEED=${SEED:-0}
+NETWORK=${NETWORK:-DiT-S/4} BATCH=${BATCH:-512} OPTIMIZER=${OPTIMIZER:-adamw} LR=${LR:-1e-3} WARM_LR=${WARM_LR:-$LR} SEED=${SEED:-0}
 [[ -n ${W:-} ]] || EVALUATE_W=${EVALUATE_W:-1.25 1.5 2 2.5}
 W=${W:-1.25:2.5}
 EMAS=${EMAS:-0.995 0.998 0.9995} WARM_EMA=${WARM_EMA:-0.995} TARGET_EMA=${TARGET_EMA:-0.99}
@@ -68,7 +68,7 @@ PAIR=${PAIR:-}
 PRECOMPILE=${PRECOMPILE:-$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)}
 # a folder is of one training: with other settings nothing would be trained, and the figures of the old one reported
 GIVEN=()
-for name in OBJECTIVE DATA NETWORK BATCH LR WARM_LR SEED W WARM DECAY WARM_DECAY START EMAS WARM_EMA TARGET_EMA TERMINAL_EVERY \
+for name in OBJECTIVE DATA NETWORK BATCH OPTIMIZER LR WARM_LR SEED W WARM DECAY WARM_DECAY START EMAS WARM_EMA TARGET_EMA TERMINAL_EVERY \
     WARMUP_STEPS EXTRA; do GIVEN+=("$name=${!name}"); done
 $RECORDS settings "$OUT" "$([[ " $STAGES " != *" train "* ]] || echo "$MINUTES")" "${GIVEN[@]}"
 mkdir -p "$RESULTS"
@@ -89,20 +89,46 @@ recount() {
     rm -f "$OUT/attempt" "$OUT/alive"
 }
 
+# TERM goes on to the `tvmatch` that runs as INT, and INT as TERM: either lets it save, but a second one of a kind ends it at
+# once, and it may have had the first (Slurm and systemd tell every process).
+signals=0 stopped='' RUNNING=''
+stop() { # code to end with, signal to pass on
+    stopped=$1
+    ((signals += 1))
+    [[ -z $RUNNING ]] || kill -"$2" "$RUNNING" 2> /dev/null || true
+}
+
+passing() { # a command to which signals are passed on; after one none is begun
+    local code=0 seen=-1
+    [[ -z $stopped ]] || return "$stopped"
+    set -m # without this it would ignore INT
+    "$@" &
+    RUNNING=$!
+    set +m
+    [[ -z $stopped ]] || stop "$stopped" TERM # it came meanwhile
+    while ((seen != signals)); do # a signal ends a wait; the next one is for the save
+        seen=$signals
+        wait $RUNNING && code=0 || code=$?
+    done
+    RUNNING=''
+    [[ -z $stopped || $code -le 128 ]] || code=$stopped
+    return $code
+}
+
 train() { # folder, options: one `tvmatch train`
     local run=$1
     shift
-    $TVMATCH train --run "$run" --data "$DATA" --network "$NETWORK" --batch-size "$BATCH" --guidance "$W" --flip \
-        --seed "$SEED" --clip-gradient 1 --log-every 20 --sample-every 0 --checkpoint-every "${CHECKPOINT:-2000}" \
+    passing $TVMATCH train --run "$run" --data "$DATA" --network "$NETWORK" --batch-size "$BATCH" --guidance "$W" --flip \
+        --optimizer "$OPTIMIZER" --seed "$SEED" --clip-gradient 1 --log-every 20 --sample-every 0 --checkpoint-every "${CHECKPOINT:-2000}" \
         --keep-checkpoints 1 "$@"
 }
 
 phase() { # folder, minutes of this phase, options; its wall time is added to the file
-    local run=$1 minutes=$2 code=0 began before alive shell=$BASHPID
+    local run=$1 minutes=$2 code=0 began before alive
     shift 2
     began=$(date +%s) before=$(spent)
     echo "$began $before" > "$OUT/attempt"
-    while kill -0 "$shell" 2> /dev/null; do touch "$OUT/alive" && sleep 1; done > /dev/null 2>&1 &
+    while kill -0 $$ 2> /dev/null; do touch "$OUT/alive" && sleep 1; done > /dev/null 2>&1 &
     alive=$!
     train "$run" --minutes "$minutes" --steps 10000000 "$@" || code=$?
     kill $alive 2> /dev/null || true
@@ -116,17 +142,25 @@ phase() { # folder, minutes of this phase, options; its wall time is added to th
 # Compile the step of the last phase, whose options are given, once the first phase trains (and so has compiled its own).
 # What it does not get done by then the last phase does itself.
 precompile() {
+    passing() { "$@"; } # it stays in the process group that is killed
     until [[ -s $OUT/warm/metrics.jsonl ]]; do sleep 1; done
     train "$OUT/precompile" --steps 1 "$@" > "$OUT/precompile.log" 2>&1 || true
 }
 
+BESIDE=''
+end_precompiling() { # by KILL: another signal waits for the end of its step, which is the compilation
+    [[ -n $BESIDE ]] || return 0
+    { kill -KILL -- "-$BESIDE"; wait "$BESIDE"; rm -rf "$OUT/precompile"; } 2> /dev/null || true
+    BESIDE=''
+}
+
 train_stage() {
+    local commit before counted left
+    [[ $(cat "$OUT/trained" 2> /dev/null) != "$MINUTES" ]] || return 0
     recount
-    # of the weights until now: beside those to come they would be figures of another network
-    rm -rf "$OUT"/{best,choose,trained} "$OUT"/{evaluation,evaluation_*,tradeoff}{,.json,.asked}
-    rm -f "$RESULTS"/evaluation{,_*}.json "$RESULTS"/tradeoff{.json,.md,_of_w.png,.png} "$RESULTS"/choose_*.json \
-        "$RESULTS"/{samples,nearest}_*.png "$RESULTS"/{table,evaluation_*}.md "$RESULTS"/{evaluate.log,time.txt}
-    local commit=${COMMIT:-$(git describe --always --dirty=+ --exclude='*' 2> /dev/null || echo unknown)}
+    put_aside # of the weights until now: beside those to come they would be figures of another network
+    rm -f "$OUT/trained" "$RESULTS"/{evaluate.log,time.txt}
+    commit=${COMMIT:-$(git describe --always --dirty=+ --exclude='*' 2> /dev/null || echo unknown)}
     echo "$(date -u +%FT%TZ), commit $commit: $OBJECTIVE, MINUTES=$MINUTES, seed $SEED"
     grep -qxF "$commit" "$RESULTS/commit.txt" 2> /dev/null || echo "$commit" >> "$RESULTS/commit.txt" # a line for each that trained
     OPTIONS=(--objective "$OBJECTIVE" --learning-rate "$LR" --decay-share "$DECAY" --warmup-steps "$WARMUP_STEPS"
@@ -135,59 +169,61 @@ train_stage() {
     [[ $OBJECTIVE != terminal-velocity && $OBJECTIVE != shortcut ]] || OPTIONS+=(--target-ema "$TARGET_EMA")
     [[ $OBJECTIVE != terminal-velocity ]] || OPTIONS+=(--terminal-every "$TERMINAL_EVERY")
     [[ $OBJECTIVE == flow-matching || $WARM == 0 ]] || {
-        [[ -f $OUT/warm/done ]] || { # the start of Python and the last save count too: some START seconds
-            BESIDE=
+        [[ -f $OUT/warm_seconds ]] || { # the start of Python and the last save count too: some START seconds
             if [[ $PRECOMPILE == 1 ]]; then
                 rm -rf "$OUT/precompile"
+                set -m # a process group, to kill
                 precompile "${OPTIONS[@]}" &
                 BESIDE=$!
-                trap 'pkill -P $BESIDE || true; kill $BESIDE 2> /dev/null || true' EXIT
+                set +m
             fi
+            before=$(spent)
             phase "$OUT/warm" "$(python3 -c "print(max($WARM - $START / 60, 0.01))")" --objective flow-matching \
                 --learning-rate "$WARM_LR" --decay-share "$WARM_DECAY" --warmup-steps 200 --evaluation-ema "$WARM_EMA"
-            touch "$OUT/warm/done"
-            if [[ -n $BESIDE ]]; then
-                pkill -P $BESIDE || true
-                kill $BESIDE 2> /dev/null || true
-                wait $BESIDE || true
-                trap - EXIT
-                rm -rf "$OUT/precompile"
-            fi
+            counted=$(python3 -c "print(min($(spent), round(60 * $WARM)) if $before else $(spent))")
+            echo "$counted" > "$OUT/warm_seconds" # and so it is done
+            end_precompiling
         }
         OPTIONS+=(--initial "$OUT/warm")
     }
     # what is left after the first phase, as its clock on the wall says; a run that goes on keeps its own clock
-    [[ -f $OUT/minutes && -d $OUT/run && $(cut -d' ' -f1 "$OUT/minutes") == "$MINUTES" ]] ||
-        echo "$MINUTES $(python3 -c "print(max($MINUTES - ($(cat "$OUT/warm_seconds" 2>/dev/null || spent) + $START) / 60, 0.01))")" > "$OUT/minutes"
-    [[ -f $OUT/warm_seconds ]] || spent > "$OUT/warm_seconds"
+    [[ -f $OUT/minutes && -d $OUT/run && $(cut -d' ' -f1 "$OUT/minutes") == "$MINUTES" ]] || {
+        counted=$(cat "$OUT/warm_seconds" 2> /dev/null || echo 0)
+        left=$(python3 -c "print(max($MINUTES - ($counted + $START) / 60, 0.01))")
+        echo "$MINUTES $left" > "$OUT/minutes"
+    }
     phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" "${OPTIONS[@]}"
     echo "$MINUTES" > "$OUT/trained"
     echo "trained: $(spent) s of wall time, $MINUTES minutes were given" | tee "$RESULTS/time.txt"
 }
 
 score() { # name of the result, average, samples, more options of `tvmatch evaluate`, which overwrites no other evaluation
-    local name=$1 ema=$2 samples=$3 asked="average $2, $3 samples"
+    local name=$1 ema=$2 samples=$3 asked
     shift 3
+    asked="average $ema, $samples samples, $*"
     [[ ! -f $OUT/$name.asked || $(< "$OUT/$name.asked") == "$asked" ]] || put_aside "$name" "$name.json"
     mkdir -p "$(dirname "$OUT/$name")"
     echo "$asked" > "$OUT/$name.asked"
-    $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" --ema "$ema" --samples "$samples" "$@" \
-        --out "$OUT/$name.json"
+    passing $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" --ema "$ema" \
+        --samples "$samples" "$@" --out "$OUT/$name.json"
 }
 
-put_aside() { # names in OUT, which go to a folder of their own
+put_aside() { # names in OUT (default: of all figures), which go to a folder of their own; RESULTS has none until `publish`
     local aside name
     aside=$OUT/earlier/$(date -u +%Y%m%dT%H%M%SZ)
+    while [[ -e $aside ]]; do aside+=_; done
+    [[ $# != 0 ]] || set -- best choose $(cd "$OUT" && echo evaluation* tradeoff*)
     for name in "$@"; do
         [[ ! -e $OUT/$name ]] || { mkdir -p "$(dirname "$aside/$name")" && mv "$OUT/$name" "$aside/$name"; }
     done
+    rm -f "$RESULTS"/{choose_,samples_,nearest_,evaluation,tradeoff,table}*
 }
 
 evaluate_stage() {
-    [[ -f $STATISTICS ]] || $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
-    # a choice among other candidates is none among these
+    [[ -f $STATISTICS ]] || passing $TVMATCH statistics "$DATA" "$STATISTICS" --features "$FEATURES" --keep "${KEEP:-50000}"
+    # a choice among other candidates is none among these, and what was scored there is not beside what is now
     CANDIDATES="$EMAS; $EVALUATE_W; $CHOOSE; $CHOOSE_SEED; $PAIR"
-    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$CANDIDATES" ]] || put_aside best choose
+    [[ $(cat "$OUT/chosen_among" 2>/dev/null) == "$CANDIDATES" ]] || put_aside
     echo "$CANDIDATES" > "$OUT/chosen_among"
     [[ -z $PAIR ]] || echo "$PAIR" > "$OUT/best"
     [[ -s $OUT/best ]] || {
@@ -227,12 +263,26 @@ publish() {
     for path in "$OUT"/choose/*.json; do keep "$path" "$RESULTS/choose_$(basename "$path")"; done
     echo "results: $RESULTS"
 }
-trap publish EXIT # also of a stage that was interrupted
 
-# tee outlives the interrupt that ends a stage, which has things to say while it saves
-if [[ " $STAGES " == *" train "* && $(cat "$OUT/trained" 2>/dev/null) != "$MINUTES" ]]; then
-    train_stage 2>&1 | tee -i -a "$RESULTS/train.log"
-fi
-if [[ " $STAGES " == *" evaluate "* ]]; then
-    evaluate_stage 2>&1 | tee -i -a "$RESULTS/evaluate.log"
-fi
+stage() { # train or evaluate
+    TEE=$!
+    "$1_stage"
+}
+
+finish() { # also of a stage that was interrupted
+    end_precompiling
+    publish
+    exec >&- 2>&-
+    wait "$TEE" || true # until it has written what is in its pipe
+}
+TEE=''
+trap finish EXIT
+trap 'stop 143 INT' TERM
+trap 'stop 130 TERM' INT
+trap 'stop 129 TERM' HUP
+
+# tee outlives the signal that ends a stage, which has things to say while it saves
+for name in train evaluate; do
+    [[ " $STAGES " != *" $name "* ]] ||
+        stage "$name" > >(trap '' TERM INT HUP && exec tee -a "$RESULTS/$name.log") 2>&1
+done

@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+DEFAULTS = {"OPTIMIZER": "adamw"}  # what a folder has that is older than the choice
+
 
 def keep_settings(out: Path, minutes: str, settings: dict[str, str]) -> str | None:
     """Write the settings of a training, or say why this folder is of another; `minutes` may grow ("": not asked)."""
@@ -22,6 +24,7 @@ def keep_settings(out: Path, minutes: str, settings: dict[str, str]) -> str | No
         return None
     earlier = dict(line.split("=", 1) for line in path.read_text().splitlines())
     trained = earlier.pop("MINUTES")
+    earlier = DEFAULTS | earlier
     differences = [
         f"{name}={value!r} and not {earlier.get(name)!r}"
         for name, value in settings.items()

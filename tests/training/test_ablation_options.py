@@ -26,7 +26,10 @@ def test_the_jumps_have_the_gaps_that_their_names_say() -> None:
     for name in set(JUMPS) - {"auto"}:
         t, s = objective(jumps=name).jumps(20_000, torch.Generator().manual_seed(0))
         gaps[name] = float((t - s).median())
-    assert gaps["near"] < 0.1 < gaps["logit-normal"] < gaps["truncated-gap"] < gaps["to-data"] < gaps["far"]
+    assert (
+        gaps["near"] < 0.1 < gaps["logit-normal"] < gaps["truncated-gap"] < gaps["to-data"] < gaps["wide"] < gaps["far"]
+    )
+    assert gaps["wide"] == pytest.approx(0.5, abs=0.01)
     assert gaps["far"] > 0.7
     assert gaps["uniform"] == pytest.approx(1 - 0.5**0.5, abs=0.01)
 

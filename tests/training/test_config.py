@@ -62,7 +62,7 @@ def test_whole_numbers_serve_as_floats() -> None:
         ("objective: flow", "objective must be terminal-velocity or flow-matching or mean-flow or .*, got .flow."),
         (
             "jumps: [uniform]",
-            "jumps must be auto or truncated-gap or near or far or to-data or logit-normal or uniform",
+            "jumps must be auto or truncated-gap or near or wide or far or to-data or logit-normal or uniform",
         ),
         ("- 1", "config.yaml holds no configuration"),
         ("", "config.yaml holds no configuration"),

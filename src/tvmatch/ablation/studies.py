@@ -48,6 +48,18 @@ STUDIES = {
         task="pictures",
         base={"target_ema": 0.95},
     ),
+    "recipe": Study(
+        "longer jumps and Muon, in a run of 150,000 pictures",
+        {
+            "truncated gap, AdamW": {},
+            "wide gap, AdamW": {"jumps": "wide"},
+            "truncated gap, Muon": {"optimizer": "muon"},
+            "wide gap, Muon": {"jumps": "wide", "optimizer": "muon"},
+        },
+        task="pictures",
+        base={"steps": 1200, "terminal_every": 4, "guidance": "1.25:2.5"},
+        scales=(1.5, 2.0),
+    ),
     "scaled": Study(
         "the network's output multiplied by w, at w = 2",
         {"scaled (paper)": {}, "not scaled": {"scaled": False}},

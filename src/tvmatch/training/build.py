@@ -29,6 +29,7 @@ JUMPS: dict[JumpName, JumpScheme | None] = {
     "auto": None,  # the objective's own
     "truncated-gap": TruncatedGap(),  # gaps of 0.31 in the middle: sigmoid(-0.8)
     "near": TruncatedGap(gap_mean=-2.5),  # s near t: 0.08
+    "wide": TruncatedGap(gap_mean=0.0),  # 0.5: longer jumps, with short ones among them still
     "far": TruncatedGap(gap_mean=1.0),  # s far from t: 0.73
     "to-data": ToData(LogitNormal()),
     "logit-normal": Independent(LogitNormal()),

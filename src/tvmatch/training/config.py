@@ -34,7 +34,8 @@ Graphs = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["auto", "single", "ddp", "fsdp"]
 FsdpGather = Literal["auto", "step", "use"]
-JumpName = Literal["auto", "truncated-gap", "near", "far", "to-data", "logit-normal", "uniform"]
+JumpName = Literal["auto", "truncated-gap", "near", "wide", "far", "to-data", "logit-normal", "uniform"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ class TrainConfig:
     initial: str | None = None  # start from the (slowest) averaged weights of this trained run of the same network
     batch_size: int = 128  # samples a step, over all processes and micro-steps
     accumulate: int = 1  # micro-steps a step: gradients of so many smaller batches are added up, to save memory
-    learning_rate: float = 1e-3  # of AdamW, after the warm-up
+    # adamw; muon: the matrices of the blocks by Muon, everything else by AdamW (docs/engine.md)
+    optimizer: OptimizerName = "adamw"
+    learning_rate: float = 1e-3  # of the optimiser, after the warm-up
     warmup_steps: int = 50  # the learning rate rises linearly over the first steps
     decay_share: float = 0.0  # it falls linearly to zero over the last share of the training (0: constant)
     beta1: float = 0.9  # of AdamW: decay of the mean of gradients
     beta2: float = 0.95  # of AdamW: decay of the mean of their squares
-    weight_decay: float = 0.0  # of AdamW
+    weight_decay: float = 0.0  # of the optimiser, decoupled from the gradient
     clip_gradient: float = 1.0  # largest gradient norm (inf: no clipping)
     max_skipped: int = 10  # steps in a row that are skipped, their loss or gradient not finite, before the run stops
     target_ema: float = 0.99  # decay of the target network of the loss
@@ -118,6 +121,11 @@ class TrainConfig:
             raise ValueError(
                 f"fsdp_gather={self.fsdp_gather} says when --strategy fsdp gathers weights, and strategy is "
                 f"{self.strategy}; leave it out, or give --strategy fsdp."
+            )
+        if self.optimizer == "muon" and self.strategy == "fsdp":
+            raise ValueError(
+                "optimizer=muon needs whole matrices, and --strategy fsdp spreads them over processes; "
+                "give --strategy ddp, or --optimizer adamw."
             )
         _require(len(self.evaluation_ema) > 0, "evaluation_ema", self.evaluation_ema, "one decay or more")
         for decay in self.evaluation_ema:

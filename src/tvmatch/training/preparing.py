@@ -17,6 +17,7 @@ from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.header import network_from_header, network_to_header
+from tvmatch.training.optimizers import build_optimizer
 from tvmatch.training.ranks import Ranks, checksums
 from tvmatch.training.state import TrainingState
 from tvmatch.training.trained import load_run
@@ -82,13 +83,7 @@ def prepare(
     ranks.require_equal("before the first step", options_of(config, source) | checksums(objective.state_dict()))
     recorded = should_capture(config.graphs, device, ranks.count, config.accumulate)
     module = distribute(objective, ema.flows.values(), ranks, config.fsdp_gather, recorded)
-    optimizer = torch.optim.AdamW(
-        objective.trained().values(),  # which are this rank's shards by now
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(config, objective)
     header = {
         "network": network_to_header(shape),
         "scaled": config.scaled,

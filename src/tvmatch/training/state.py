@@ -11,9 +11,8 @@ from tvmatch.objectives import Objective
 from tvmatch.training.checkpoint import load_checkpoint, read_shapes
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.header import check_same_names, ema_prefix
+from tvmatch.training.optimizers import Optimizer, slots
 from tvmatch.training.skipping import SkippedSteps
-
-ADAMW_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for every parameter
 
 
 @dataclass
@@ -23,7 +22,7 @@ class TrainingState:
 
     objective: Objective
     ema: EvaluationEma
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     step: int = 0  # training steps done
     skipped: SkippedSteps = field(init=False)
 
@@ -49,17 +48,18 @@ class TrainingState:
         """Continue from a checkpoint, of any number of ranks. `CheckpointError` names what is missing, left over or
         misshapen, and then nothing was loaded."""
         goal = {name: value.detach() for name, value in self.tensors().items() if not name.startswith("optimizer.")}
-        slots: dict[str, tuple[Tensor, str]] = {}
+        places: dict[str, tuple[Tensor, str]] = {}
+        kept = slots(self.optimizer) if step > 0 else {}
         for name, parameter in self.objective.trained().items():
-            for slot in ADAMW_SLOTS if step > 0 else ():
+            for slot in kept.get(parameter, ()):
                 # AdamW(fused=True) keeps its step count beside the parameter, as a plain tensor
                 zeros = torch.zeros((), device=parameter.device) if slot == "step" else torch.zeros_like(parameter)
                 goal[f"optimizer.{slot}.{name}"] = zeros.detach()
-                slots[f"optimizer.{slot}.{name}"] = parameter, slot
+                places[f"optimizer.{slot}.{name}"] = parameter, slot
         check_same_names({name: value.shape for name, value in goal.items()}, read_shapes(path), str(path))
         load_checkpoint(path, goal, group)
         self.optimizer.state.clear()
-        for key, (parameter, slot) in slots.items():
+        for key, (parameter, slot) in places.items():
             self.optimizer.state[parameter][slot] = goal[key]
         self.step = step
 

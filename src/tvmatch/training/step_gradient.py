@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tvmatch.objectives import Objective, StepLoss
 from tvmatch.objectives.base import Part
 from tvmatch.training.distributed import join_streams, recording_stream, release
+from tvmatch.training.optimizers import Optimizer
 from tvmatch.training.ranks import Ranks
 
 LAUNCHED_STEPS = 3  # everything must be compiled, tuned and allocated before recording
@@ -39,7 +40,7 @@ class StepGradient:
         self,
         module: nn.Module,
         objective: Objective,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         capture: bool,
         ranks: Ranks | None = None,
     ) -> None:
