@@ -18,15 +18,9 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tvmatch.flow_map import FlowMap
-from tvmatch.networks.presets import build_network, network_config
-from tvmatch.objectives import Part
-from tvmatch.training.bench import matmul_tflops
-from tvmatch.training.build import build_objective
-from tvmatch.training.config import TrainConfig
-from tvmatch.training.ema import EvaluationEma, move_towards
-from tvmatch.training.engine import prepare_objective
-from tvmatch.training.step_gradient import StepGradient
+from tvmatch.training.bench import BenchStep, StepCase, matmul_tflops
+from tvmatch.training.engine import outer_products
+from tvmatch.training.ranks import Ranks
 
 KINDS = {  # by parts of a kernel's name, in this order
     "attention": ("dual", "hopper", "flash", "sdpa", "fmha", "cudnn", "short_", "queries_kernel", "keys_kernel"),
@@ -54,6 +48,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no GPU here: a profile of kernels needs one")
     device = torch.device("cuda")
+    with outer_products("auto", device):
+        measure(options, device)
+
+
+def measure(options: argparse.Namespace, device: torch.device) -> None:
+    """Print seconds, clocks, memory and kernels of the step that the options name."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, matmul {matmul_tflops(device):.0f} TFLOP/s")
     step = make_step(options, device)
     began = time.perf_counter()
@@ -76,7 +76,7 @@ def main() -> None:
     host = (time.perf_counter() - began) / 4
     torch.cuda.synchronize()
     whole = (time.perf_counter() - began) / 4
-    memory = torch.cuda.max_memory_allocated() / 2**30
+    memory = torch.cuda.max_memory_allocated() / 2**30  # from the start: compiling and the first step count
     print(f"a step takes {whole * 1e3:.1f} ms, launching it {host * 1e3:.1f} ms; peak {memory:.1f} GiB")
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
         for number in range(12, 14):
@@ -85,32 +85,20 @@ def main() -> None:
     report(record, 2, options.show)
 
 
-def make_step(options: argparse.Namespace, device: torch.device) -> collections.abc.Callable[[int], None]:
-    """The loop's own step on random data."""
-    torch.set_float32_matmul_precision("high")  # as `tvmatch.training.engine.outer_products` does
-    torch.manual_seed(0)
-    with device:
-        shape = network_config(options.network, options.image_size, options.channels, options.classes)
-        flow = FlowMap(build_network(shape))
-    objective = build_objective(TrainConfig(objective=options.objective, guidance=options.guidance), flow)
-    ema = EvaluationEma(flow, TrainConfig().evaluation_ema)
-    prepare_objective(objective, torch.bfloat16, True, options.recompute)
-    parameters = list(flow.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    gradient = StepGradient(objective, objective, optimizer, options.graphs == "on")
-    x0 = torch.randn(options.batch, options.channels, options.image_size, options.image_size, device=device)
-    label = torch.arange(options.batch, device=device) % options.classes
-
-    def step(number: int) -> None:
-        objective.seed(number)
-        gradient(x0, label, Part(0, options.batch, options.batch))
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
-        gradient.clear()
-        averages = [*ema.at(number)] + ([(objective.target, 0.99)] if objective.target is not None else [])
-        move_towards(averages, flow)
-
-    return step
+def make_step(options: argparse.Namespace, device: torch.device) -> BenchStep:
+    """The step that `tvmatch bench step` measures: on random data, with what the loop's own has."""
+    case = StepCase(
+        network=options.network,
+        image_size=options.image_size,
+        channels=options.channels,
+        batch=options.batch,
+        objective=options.objective,
+        guidance=options.guidance,
+        recompute=options.recompute,
+        graphs=options.graphs,
+        classes=options.classes,
+    )
+    return BenchStep(case, Ranks(device))
 
 
 QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")

@@ -7,15 +7,22 @@
                                                                                                           (two GPUs)
 
 One row a case, in one run on one device; the matrix rate that `mfu` refers to is measured in the same run, and "first
-step" is the first training step alone. Over several GPUs a case's batch is that of each; `single` is one of them alone,
-while the others wait. benchmarks/train_step_tables.py writes the H200's file into docs/.
+step" is the first training step alone. With --cold it compiles into empty folders, and the rows say `cold`: true of the
+first, false of those after it, which find some of their code there. Without, nobody knows what the first finds.
+
+Over several GPUs a case's batch is that of each; `single` is one of them alone, while the others wait.
+benchmarks/train_step_tables.py writes the H200's file into docs/.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import subprocess
+import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -55,11 +62,29 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="recorded in the file; default: what git says")
     parser.add_argument("--strategy", nargs="+", choices=("single", "ddp", "fsdp"), default=["single"])
     parser.add_argument("--graphs", choices=get_args(Graphs), default="auto", help="record the step (auto: of one GPU)")
+    parser.add_argument("--cold", action="store_true", help="compile into empty folders: the first row's first step")
     parser.add_argument("--fsdp-gather", choices=get_args(FsdpGather), default="auto")
     options = parser.parse_args()
     several = set(options.strategy) - {"single"}
-    with join_ranks("ddp" if several else "single", "auto") as ranks:
+    with contextlib.ExitStack() as stack:
+        if options.cold:
+            stack.enter_context(empty_caches())
+        ranks = stack.enter_context(join_ranks("ddp" if several else "single", "auto"))
         measure(options, ranks)
+
+
+@contextlib.contextmanager
+def empty_caches() -> Iterator[None]:
+    """What PyTorch's compiler and Triton write goes into new folders of this process, until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="tvmatch-cold-") as folder:
+        folders = {name: str(Path(folder) / name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        before = {name: os.environ.get(name) for name in folders}
+        os.environ.update(folders)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def measure(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -93,6 +118,8 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> None:
                 result["rows"].append({"network": case.network, "policy": case.recompute, "error": repr(error)})
                 continue
             row |= {"commit": result["commit"], "matmul_tflops": round(matmul, 1)}
+            if options.cold or result["rows"]:
+                row["cold"] = not result["rows"]
             result["rows"].append(row)
             if strategy == "single":
                 alone = row["images_per_second"]

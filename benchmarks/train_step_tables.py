@@ -16,9 +16,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 LATEST, EARLIER = RESULTS / "train_step_h200.json", RESULTS / "train_step_h200_earlier.json"
 TVM, FLOW_MATCHING = "terminal-velocity", "flow-matching"
 RATIO, TWO_GPUS = 2.6, 1.9  # bars
+EMPTY = "caches of compiled code were empty folders"  # how LATEST, whose rows have no `cold` yet, says it of its first
 
 Row = dict[str, Any]
-# (network, data, batch, policy) of guided TVM on one GPU -> bars: images a second, GiB, seconds until the first step
+# (network, data, batch, policy) of guided TVM on one GPU -> bars: images a second, GiB, seconds of the first step
 BARS: dict[tuple[str, str, int, str], tuple[float, float, float | None]] = {
     ("DiT-XL/2", "4x32x32", 64, "none"): (165, 80, 60),
     ("DiT-XL/2", "4x32x32", 64, "full"): (115, 40, None),
@@ -28,12 +29,17 @@ BARS: dict[tuple[str, str, int, str], tuple[float, float, float | None]] = {
 
 
 def rows_of(path: Path) -> list[Row]:
-    """The rows of a result file that have figures."""
-    return [row for row in json.loads(path.read_text())["rows"] if "error" not in row]
+    """The rows of a result file that have figures. `cold`: whether all of a row was compiled in its first step, since
+    no cache held code; false where some was found; absent where nobody wrote it down."""
+    result = json.loads(path.read_text())
+    rows = [row for row in result["rows"] if "error" not in row]
+    if EMPTY in result.get("notes", ""):
+        rows = [{"cold": number == 0} | row for number, row in enumerate(rows)]
+    return rows
 
 
 def bars_of(row: Row) -> tuple[float | None, float | None, float | None]:
-    """The bars that a row is held against: images a second, GiB, seconds until the first step."""
+    """The bars that a row is held against: images a second, GiB, seconds of the first step."""
     jumps = row["objective"] == TVM and row["guidance"] != "1" and row["terminal_every"] == 1
     key = (row["network"], row["data"], row["batch"], row["policy"])
     return BARS.get(key, (None,) * 3) if jumps and row["gpus"] == 1 else (None,) * 3
@@ -56,9 +62,18 @@ def memory(row: Row) -> str:
     return beside(peak, f"{peak:.1f}", bar, lambda value, most: value <= most)
 
 
+def first_seconds(row: Row) -> str:
+    """Seconds of the first step, and that it is warm where some of its code is known to have been compiled before."""
+    return f"{row['compile_seconds']:.0f} s" + (", warm" if row.get("cold") is False else "")
+
+
 def first(row: Row) -> str:
-    seconds, bar = row["compile_seconds"], bars_of(row)[2]
-    return beside(seconds, f"{seconds:.0f} s", bar, lambda value, most: value <= most)
+    """The same beside its bar, which is of compiling everything: a warm row is not held against it, and only one that
+    is known to be cold is said to meet it."""
+    bar, cold = bars_of(row)[2], row.get("cold")
+    if cold is False:
+        return first_seconds(row)
+    return beside(row["compile_seconds"], first_seconds(row), bar, lambda value, most: cold is True and value <= most)
 
 
 def step_of(row: Row) -> str:
@@ -136,7 +151,7 @@ def two_gpus_table(rows: list[Row]) -> str:
             shown = "" if row is alone else beside(times, f"{times:.2f}", TWO_GPUS, lambda value, least: value >= least)
             way = "recorded" if row["graph"] else "launched"
             cells = [name, way, row["commit"], f"{row['images_per_second']:.1f}", shown, f"{row['peak_gib']:.1f}"]
-            lines.append([*cells, f"{row['compile_seconds']:.0f} s"])
+            lines.append([*cells, first_seconds(row)])
     head = ["strategy", "step", "commit", "images/s", "times one GPU (bar)", "peak GiB a GPU", "first step"]
     return table(head, *lines)
 

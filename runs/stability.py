@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Two runs to tell apart: a loss that grows while samples get better, and one that diverges (docs/stability.md).
 
-    python runs/stability.py [--out runs/stability] [--steps 300]
+    python runs/stability.py [--out runs/stability] [--steps 300] [--only benign]
 
 benign     the digits with a small DiT and the learning rate 4e-3
 diverging  the same without the norms of queries, keys and modulation, at the learning rate 0.3, without clipping
 
 Writes OUT/benign and OUT/diverging, a picture of each in docs/images (as `tvmatch plot` draws it), and
 benchmarks/results/stability_cpu.json: figures of every 50 steps, and the Frechet distance in pixels of 1000 samples in
-one call.
+one call. docs/stability.md tells of 300 steps; with another number pictures and figures are written into OUT.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from tvmatch.training.trained import load_run
 
 NETWORK = "DiT-Small/4"
 EVERY = 50  # steps between samples
+STEPS = 300  # of the runs that docs/stability.md shows
 IMAGES = Path(__file__).parents[1] / "docs/images"
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/stability_cpu.json"
 RUNS: dict[str, dict[str, Any]] = {
@@ -81,18 +82,22 @@ def run(name: str, folder: Path, steps: int) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/stability"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"a multiple of {EVERY}")
     parser.add_argument("--only", choices=RUNS, help="one of the two runs; the results of the other are kept")
     options = parser.parse_args()
+    if options.steps < 1 or options.steps % EVERY:
+        parser.error(f"--steps {options.steps}: samples are drawn every {EVERY} steps; give a multiple of {EVERY}.")
+    shown = options.steps == STEPS
+    images, path = (IMAGES, RESULTS) if shown else (options.out, options.out / RESULTS.name)
     for name in RUNS if options.only is None else [options.only]:
         began = time.perf_counter()
         rows = run(name, options.out / name, options.steps)
-        draw_instruments(options.out / name, IMAGES / f"stability_{name}.png")
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        draw_instruments(options.out / name, images / f"stability_{name}.png")
+        results = json.loads(path.read_text()) if path.exists() else {}
         results["torch"] = torch.__version__
         results[name] = {"options": RUNS[name], "seconds": round(time.perf_counter() - began), "rows": rows}
         results[name]["options"] = {key: str(value) for key, value in RUNS[name].items()}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

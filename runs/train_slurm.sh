@@ -36,8 +36,9 @@ accumulate=1 # micro-steps: the fewest with which a GPU takes at most 64 samples
 while ((2048 / (SLURM_NTASKS * accumulate) > 64)); do ((accumulate *= 2)); done
 trap ':' TERM # the batch script outlives the signal, to requeue
 
-# --kill-on-bad-exit: a process that dies ends the others
-srun --kill-on-bad-exit=1 bash -c '
+# --kill-on-bad-exit: a process that dies ends the others. --cpus-per-task once more: of Slurm 22.05 to 23.02 srun does
+# not take it from sbatch
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-12}" bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID OMP_NUM_THREADS=4
     exec python -m tvmatch train "$@"' tvmatch \
     --run "$run" --data "$data" --network DiT-XL/2 --guidance 2 \

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.Captur
         (["--batch-size", "0"], "batch-size and steps must be at least 1"),
         (["--network", "DiT-S/3"], "no network is called 'DiT-S/3'"),
         (["--guidance", "0"], "guidance '0'"),
+        (["--guidance", ""], "guidance ''"),
         (["--classes", "0", "--guidance", "2"], "--guidance 2: without classes w must be 1"),
         (["--graphs", "on"], "--graphs on needs a GPU for each process"),
         (["--out", "rows.txt"], "give a name that ends in .json"),
@@ -50,6 +52,19 @@ def test_without_classes(capsys: pytest.CaptureFixture) -> None:
     text = capsys.readouterr().out
     assert text.count("times one of flow matching") == 1
     assert "without guidance" in text
+
+
+@pytest.mark.parametrize("classes", ["0", "3"])
+def test_guidance_is_compared_as_a_number(classes: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "rows.json"
+    options = ["--classes", classes, "--guidance", "1.0", "--batch-size", "2", "--steps", "1", "--device", "cpu"]
+    assert main([*SMALL, *options, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert re.findall("times one of flow matching (.*)", text) == ["without guidance"]
+    assert "steps skipped" not in text
+    assert [(row["objective"], row["guidance"]) for row in json.loads(out.read_text())["rows"]] == [
+        *(("terminal-velocity", "1"), ("flow-matching", "1"))
+    ]
 
 
 def test_passes_are_counted_as_the_step_makes_them() -> None:

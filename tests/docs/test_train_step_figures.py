@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tvmatch.training.bench import StepCase
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,3 +61,60 @@ def test_the_ratio_is_of_guided_steps_and_of_an_unguided_one(tables: ModuleType)
     guided, unguided = tables.ratios(tables.rows_of(tables.LATEST))
     assert guided == pytest.approx(367.75 / 143.25, rel=1e-4)
     assert unguided == pytest.approx(367.75 / 112.09, rel=1e-4)
+
+
+def test_a_first_step_meets_its_bar_only_where_nothing_was_compiled_before(tables: ModuleType) -> None:
+    row = {"network": "DiT-XL/2", "data": "4x32x32", "batch": 64, "policy": "none", "objective": "terminal-velocity"}
+    row |= {"guidance": "2", "terminal_every": 1, "gpus": 1, "compile_seconds": 33.78}
+    assert tables.first(row | {"cold": True}) == "**34 s** (60)"
+    assert tables.first(row | {"cold": True, "compile_seconds": 60.42}) == "60 s (60)"
+    assert tables.first(row | {"cold": False}) == "34 s, warm"
+    assert tables.first(row) == "34 s (60)"  # nobody wrote down what it found
+
+
+def test_the_rows_say_what_the_notes_say_of_their_caches(tables: ModuleType) -> None:
+    assert [row["cold"] for row in tables.rows_of(tables.LATEST)] == [True] + [False] * 6
+    rows, notes = tables.rows_of(tables.EARLIER), json.loads(tables.EARLIER.read_text())["notes"]
+    assert "compile_seconds is not of an empty cache" in notes
+    assert "the second's (24 s) and both of two GPUs' found some of their code compiled" in notes
+    assert "their first steps after the first found some of their code compiled" in notes  # of d689e99
+    warm = [row for row in rows if row["visit"] in ("7b1f52d", "7fa73da, two GPUs")]
+    warm += [row for row in rows if row["visit"] == "d689e99"][1:]
+    assert [row for row in rows if "cold" in row] == [row for row in rows if row in warm]
+    assert all(row["cold"] is False for row in warm)
+    assert "**34 s**" not in (ROOT / "docs" / "engine.md").read_text()
+
+
+def test_cold_rows_are_compiled_into_empty_folders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    train_step = importlib.import_module("train_step")
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    (tmp_path / "full").mkdir()
+    for name in names:
+        monkeypatch.setenv(name, str(tmp_path / "full"))
+    seen: list[set[str]] = []
+
+    def measured(strategy: str, case: StepCase, *_: object) -> dict:
+        seen.append({os.environ[name] for name in names})
+        row = {"network": case.network, "data": "1x8x8", "objective": case.objective, "terminal_every": 1, "batch": 2}
+        row |= {"policy": case.recompute, "strategy": strategy, "fsdp_gather": None, "graph": False, "ranks": 1}
+        return (
+            row | dict.fromkeys(("images_per_second", "milliseconds", "mfu", "compile_seconds"), 1.0) | {"peak_gib": 1}
+        )
+
+    monkeypatch.setattr(train_step, "measure_with", measured)
+    monkeypatch.setattr(train_step, "matmul_tflops", lambda device: 1.0)
+    cold = {}
+    for option in ("--cold", "--tiny"):
+        arguments = ["train_step.py", "--tiny", "--cases", "0", "1", "--json", str(tmp_path / "rows.json"), option]
+        monkeypatch.setattr("sys.argv", arguments)
+        train_step.main()
+        cold[option] = [row.get("cold") for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
+    assert cold == {"--cold": [True, False], "--tiny": [None, False]}
+    assert str(tmp_path / "full") not in seen[0]
+    assert len(seen[0]) == 2
+    assert not any(Path(folder).exists() for folder in seen[0])
+    assert seen[2] == {str(tmp_path / "full")}
+    assert all(os.environ[name] == str(tmp_path / "full") for name in names)

@@ -184,6 +184,35 @@ def test_more_steps_continue_a_complete_run(tmp_path: Path) -> None:
         run(tiny_config(tmp_path / "short", steps=9))
 
 
+@pytest.mark.parametrize(
+    ("objective", "classes", "before", "after", "told"),
+    [
+        ("inductive-moment-matching", True, 2, 1, True),
+        ("inductive-moment-matching", True, 1, 2, True),
+        ("inductive-moment-matching", True, 2, 2, False),
+        ("inductive-moment-matching", False, 2, 1, False),  # all are of one kind: groups lie as the samples come
+        ("terminal-velocity", True, 2, 1, False),
+    ],
+)
+def test_shares_that_change_the_training_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, objective: str, classes: bool, before: int, after: int, told: bool
+) -> None:
+    """A share's samples are sorted by class and compared in groups, so other shares compare others."""
+    np.savez(tmp_path / "data.npz", images=pictures(32), **({"labels": np.arange(32) % 3} if classes else {}))
+    options = {"data": str(tmp_path / "data.npz"), "objective": objective, "batch_size": 16, "checkpoint_every": 1}
+    assert main(tiny_command(tmp_path / "run", steps=1, accumulate=before, **options)) == 0
+    assert main(tiny_command(tmp_path / "run", steps=2, accumulate=after, **options)) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.count("From here on this is another training") == told
+    if told:
+        assert f"compares samples within the {16 // after} of batch_size=16" in error
+        assert f"until now that was within {16 // before}." in error
+    assert main(tiny_command(tmp_path / "whole", steps=2, accumulate=before, **options)) == 0
+    ours, theirs = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("run", "whole"))
+    assert ours[0] == theirs[0]
+    assert (ours[1] == pytest.approx(theirs[1], rel=1e-5)) == (not told)
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_flips_repeat_under_resume_and_matter(tmp_path: Path, flip: bool) -> None:
     run(tiny_config(tmp_path / "whole", flip=flip))

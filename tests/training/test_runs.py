@@ -107,3 +107,18 @@ def test_the_batch_is_shared_by_any_number_of_gpus_that_divides_it(
     assert given == accumulate if at_a_time == 64 else given == max(1, 2048 // 16 // gpus)
     assert 2048 // (gpus * given) <= at_a_time
     assert 2048 % (gpus * given) == 0
+
+
+@pytest.mark.parametrize(("given", "asked"), [("7", "7"), (None, "12")])
+def test_srun_is_told_how_many_cores_a_process_has(
+    stand_ins: dict[str, str], tmp_path: Path, given: str | None, asked: str
+) -> None:
+    """That of Slurm 22.05 to 23.02 does not take it from sbatch."""
+    (tmp_path / "bin" / "srun").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" >> $TRACE\n')
+    environment = {name: value for name, value in stand_ins.items() if name != "SLURM_CPUS_PER_TASK"}
+    environment |= {} if given is None else {"SLURM_CPUS_PER_TASK": given}
+    subprocess.run(["bash", str(RUNS / "train_slurm.sh"), "DATA", "RUN"], env=environment, cwd=tmp_path, check=True)
+    arguments = (tmp_path / "trace").read_text().splitlines()
+    assert f"--cpus-per-task={asked}" in arguments[: arguments.index("bash")]
+    text = (RUNS / "train_slurm.sh").read_text()
+    assert re.search(r"#SBATCH --cpus-per-task=(\d+)", text)[1] == "12"

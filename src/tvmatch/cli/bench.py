@@ -18,6 +18,8 @@ before it), and the cost relative to a flow-matching step with the same guidance
 
 What sampling costs: tvmatch bench sample --help"""
 
+UNGUIDED = "1"
+
 
 @dataclass(frozen=True)
 class BenchOptions:
@@ -52,18 +54,21 @@ def command(arguments: list[str]) -> int:
     if options.out is not None:
         check_out(options.out, (".json",))
         check_place(options.out)
-    guidance = options.guidance or ("2" if options.classes else "1")
-    if not options.classes and guidance != "1":
-        raise ValueError(f"--guidance {guidance}: without classes w must be 1.")
     if options.batch_size < 1 or options.steps < 1:
         raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")
     import torch
 
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
+    from tvmatch.guidance import parse_guidance
     from tvmatch.training.bench import StepCase, matmul_tflops, measure_step
     from tvmatch.training.ranks import Ranks
 
+    guidance = ("2" if options.classes else UNGUIDED) if options.guidance is None else options.guidance
+    if parse_guidance(guidance).always_one:
+        guidance = UNGUIDED  # `1.0` is the same step
+    elif not options.classes:
+        raise ValueError(f"--guidance {guidance}: without classes w must be 1.")
     device = choose_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     matmul = matmul_tflops(device)
@@ -72,7 +77,7 @@ def command(arguments: list[str]) -> int:
     objectives: list[tuple[ObjectiveName, str, int]] = [(options.objective, guidance, options.terminal_every)]
     if options.objective != "flow-matching":
         # with guidance as an input of both, like beside like; and the plain one, which needs no unconditional velocity
-        objectives += [("flow-matching", scale, 1) for scale in dict.fromkeys((guidance, "1"))]
+        objectives += [("flow-matching", scale, 1) for scale in dict.fromkeys((guidance, UNGUIDED))]
     for objective, scale, terminal_every in objectives:
         case = StepCase(
             network=options.network,
@@ -91,16 +96,17 @@ def command(arguments: list[str]) -> int:
         rows.append(measure_step(case, Ranks(device), matmul, options.steps))
     for row in rows:
         memory = "" if row["peak_gib"] is None else f", {row['peak_gib']:.1f} GiB"
+        skipped = f", {row['skipped_steps']} steps skipped: not finite" if row["skipped_steps"] else ""
         Console().print(
             f"{row['objective']:>17}, w {row['guidance']}: {row['images_per_second']:.1f} images/s, "
             f"{row['milliseconds']:.1f} ms a step{memory}, utilisation {row['mfu']:.2f}, "
-            f"first step alone {row['compile_seconds']:.1f} s",
+            f"first step alone {row['compile_seconds']:.1f} s{skipped}",
             highlight=False,
             soft_wrap=True,
         )
     for other in rows[1:]:
         times = rows[0]["milliseconds"] / other["milliseconds"]
-        how = "without guidance" if other["guidance"] == "1" else f"with w {other['guidance']}"
+        how = "without guidance" if other["guidance"] == UNGUIDED else f"with w {other['guidance']}"
         print(f"a step costs {times:.2f} times one of flow matching {how}")
     if options.out is not None:
         result = {"device": name, "torch": torch.__version__, "matmul_tflops": matmul, "rows": rows}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvmatch.flow_map import FlowMap
@@ -18,7 +19,7 @@ from tvmatch.objectives import Part
 from tvmatch.training.build import build_objective
 from tvmatch.training.config import Compile, FsdpGather, Graphs, ObjectiveName, Precision, Recompute, TrainConfig
 from tvmatch.training.distributed import distribute
-from tvmatch.training.ema import EvaluationEma, move_towards
+from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import (
     compute_dtype,
     outer_products,
@@ -26,7 +27,9 @@ from tvmatch.training.engine import (
     should_capture,
     should_compile,
 )
+from tvmatch.training.instruments import Instruments
 from tvmatch.training.ranks import Ranks
+from tvmatch.training.state import TrainingState
 from tvmatch.training.step_gradient import StepGradient
 
 FORWARD_PASSES: dict[ObjectiveName, int] = {  # with guidance
@@ -107,12 +110,60 @@ def matmul_tflops(device: torch.device, size: int = 8192) -> float:
     return 2 * size**3 / statistics.median(times) / 1e12
 
 
-def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -> dict[str, Any]:
-    """Train `steps` steps on random data and return one row of figures; medians over the steps.
+class BenchStep:
+    """One training step of a case on random data, made by what makes the loop's: loss, gradient, clipping, instruments,
+    the decision whether to skip, AdamW, and the averages; call it with a number, of which its draws are made.
 
-    compile_seconds is the time of the first step. The step is the loop's own: loss, backward, clipping, AdamW, the
-    target's average and two evaluation averages. Every rank calls it alike and trains `case.batch` samples a step;
-    images_per_second counts those of all ranks, peak_gib and mfu are of this one.
+    Every rank makes one alike and trains `case.batch` samples a step. What the loop does between steps is left out:
+    its data, the check of tangents before, and all that it writes. `close` it before the ranks part.
+    """
+
+    def __init__(self, case: StepCase, ranks: Ranks) -> None:
+        device = ranks.device
+        shape = network_config(case.network, case.image_size, case.channels, case.classes)
+        self.config = TrainConfig(objective=case.objective, guidance=case.guidance, terminal_every=case.terminal_every)
+        torch.manual_seed(0)
+        with device:
+            flow = FlowMap(build_network(shape))
+        self.objective = build_objective(self.config, flow)
+        flow.tangent_seen = case.terminal_every > 1  # as in a training run (preparing.py)
+        ema = EvaluationEma(flow, self.config.evaluation_ema)
+        prepare_objective(
+            self.objective,
+            compute_dtype(case.precision, device),
+            should_compile(case.compile, device),
+            case.recompute,
+            sharded=ranks.strategy == "fsdp",
+        )
+        recorded = should_capture(case.graphs, device, ranks.count, 1)
+        module = distribute(self.objective, ema.flows.values(), ranks, case.fsdp_gather, recorded)
+        self.parameters = list(self.objective.trained().values())
+        optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.state = TrainingState(self.objective, ema, optimizer)
+        self.instruments = Instruments(self.state.skipped, ranks.count)
+        self.gradient = StepGradient(module, self.objective, optimizer, recorded, ranks)
+        self.x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
+        self.label = torch.arange(case.batch, device=device) % max(case.classes, 1) - (0 if case.classes else 1)
+        self.part = Part(ranks.rank * case.batch, case.batch, ranks.count * case.batch)
+
+    def __call__(self, number: int) -> None:
+        self.objective.seed(number)
+        self.instruments.observe(self.gradient(self.x0, self.label, self.part))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_gradient, foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.state.descend(self.instruments.decide(norm, self.state.step), self.config.target_ema)
+        self.gradient.clear()
+
+    def close(self) -> None:
+        self.gradient.close()
+
+
+def measure_step(case: StepCase, ranks: Ranks, matmul: float, steps: int = 10) -> dict[str, Any]:
+    """Train `steps` steps on random data and return one row of figures; medians over the steps (`BenchStep`).
+
+    compile_seconds is the time of the first step alone. peak_gib is the most that tensors took at once after it. Every
+    rank calls it alike and trains `case.batch` samples a step; images_per_second counts those of all ranks, peak_gib
+    and mfu are of this one.
     """
     with outer_products(case.precision, ranks.device):
         return _measure(case, ranks, matmul, steps)
@@ -123,41 +174,8 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
     gc.collect()  # what an earlier case left behind would count as memory of this one
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    shape = network_config(case.network, case.image_size, case.channels, case.classes)
-    config = TrainConfig(objective=case.objective, guidance=case.guidance, terminal_every=case.terminal_every)
-    torch.manual_seed(0)
-    with device:
-        flow = FlowMap(build_network(shape))
-    objective = build_objective(config, flow)
-    flow.tangent_seen = case.terminal_every > 1  # as in a training run (preparing.py)
-    ema = EvaluationEma(flow, config.evaluation_ema)
-    prepare_objective(
-        objective,
-        compute_dtype(case.precision, device),
-        should_compile(case.compile, device),
-        case.recompute,
-        sharded=ranks.strategy == "fsdp",
-    )
-    recorded = should_capture(case.graphs, device, ranks.count, 1)
-    module = distribute(objective, ema.flows.values(), ranks, case.fsdp_gather, recorded)
-    parameters = list(objective.trained().values())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    x0 = torch.randn(case.batch, case.channels, case.image_size, case.image_size, device=device)
-    label = torch.arange(case.batch, device=device) % max(case.classes, 1) - (0 if case.classes else 1)
-
-    gradient = StepGradient(module, objective, optimizer, recorded, ranks)
-    warm = gradient.launched_first + WARM_STEPS
-    part = Part(ranks.rank * case.batch, case.batch, ranks.count * case.batch)
-
-    def step(number: int) -> None:
-        objective.seed(number)
-        gradient(x0, label, part)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
-        gradient.clear()
-        target = [] if objective.target is None else [(objective.target, 0.99)]
-        move_towards([*ema.at(number), *target], flow)
-
+    step = BenchStep(case, ranks)
+    warm = step.gradient.launched_first + WARM_STEPS
     _wait(device)
     began = time.perf_counter()
     step(0)
@@ -171,8 +189,8 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
     guided = not parse_guidance(case.guidance).always_one
     passes = forward_passes(case.objective, guided, case.terminal_every)
     flops = passes * forward_flops(case) * case.batch
-    graph = gradient.graph is not None
-    gradient.close()
+    graph = step.gradient.graph is not None
+    step.close()
     return {
         "network": case.network,
         "data": f"{case.channels}x{case.image_size}x{case.image_size}",
@@ -191,6 +209,8 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         "mfu": flops / seconds / (matmul * 1e12),
         "compile_seconds": first,
+        # not finite, timed ones or earlier: 0, unless something is wrong
+        "skipped_steps": int(step.state.skipped.total),
     }
 
 

@@ -27,12 +27,12 @@ from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
 from tvmatch.training.engine import outer_products, should_capture
 from tvmatch.training.instruments import Instruments, Reading
-from tvmatch.training.preparing import check_shares, options_of, prepare, resume
+from tvmatch.training.preparing import check_shares, options_of, prepare, resume, share_of
 from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, RanksError, Vote, checksums, join_ranks
 from tvmatch.training.records import Records
-from tvmatch.training.run_folder import RunFolderError, claim_run, open_run
+from tvmatch.training.run_folder import RunFolderError, claim_run, open_run, other_shares
 from tvmatch.training.saving import Saver
 from tvmatch.training.schedule import Schedule
 from tvmatch.training.signals import PATIENCE, collected_signals
@@ -118,7 +118,8 @@ class _Run:
         schedule: Schedule,
         show: bool,
     ) -> None:
-        self.config, self.source, self.state, self.header, self.ranks = config, source, state, header, ranks
+        self.config, self.source, self.state, self.ranks = config, source, state, ranks
+        self.header = header | {"share": share_of(config, ranks)}
         self.module = module  # what gives the loss: the objective, or what distributes it
         self.schedule = schedule
         self.device = ranks.device
@@ -151,7 +152,8 @@ class _Run:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
             elif self.records is not None and (lost := self.records.lost(config.checkpoint_every)) is not None:
                 self.progress.say(lost)
-            if (notice := self.objective.notice()) is not None:
+            changed = other_shares(config, state.step, self.header["share"])
+            for notice in filter(None, (changed, self.objective.notice())):
                 self.progress.say(notice)
             vote, stop = Vote(self.ranks), 0
             while not self.schedule.over(state.step) and not (stop := vote(self.wish(caught))):

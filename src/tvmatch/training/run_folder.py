@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmatch.files import locked, write_text
-from tvmatch.training.checkpoint import last_checkpoint, list_files, step_of
+from tvmatch.training.checkpoint import checkpoint_path, last_checkpoint, list_files, read_header, step_of
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
 
 CONFIG = "config.yaml"
@@ -94,6 +94,27 @@ def _continued(config: TrainConfig) -> Path | None:
             f"above {step} to continue it."
         )
     return last
+
+
+def other_shares(config: TrainConfig, step: int, share: int) -> str | None:
+    """A sentence for a run that continues after `step` with other shares of its batch, where that makes it another
+    training. `share`: how many samples each process and micro-step gets now; its checkpoint says what it was.
+
+    None for all methods but inductive moment matching, which compares samples of a class within a share; where there
+    are no classes; for a run that only begins; and for checkpoints of earlier versions, which do not say their share.
+    """
+    if step == 0 or config.objective != "inductive-moment-matching":
+        return None
+    before = read_header(checkpoint_path(config.run, step))
+    earlier = before.get("share")
+    if not before.get("class_names") or earlier in (None, share):
+        return None
+    return (
+        f"inductive-moment-matching compares samples within the {share} of batch_size={config.batch_size} that each "
+        f"process and micro-step gets; until now that was within {earlier}. From here on this is another training: to "
+        f"go on with the same one, give the number of processes and --accumulate with which each gets {earlier} "
+        "(docs/distributed.md)."
+    )
 
 
 @contextlib.contextmanager
