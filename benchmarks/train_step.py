@@ -46,6 +46,9 @@ CASES = [
     StepCase(**XL, batch=64, objective="flow-matching"),
     StepCase("DiT-S/4", 32, 3, 1024, classes=10, terminal_every=2),
     StepCase("DiT-S/4", 32, 3, 1024, classes=10, terminal_every=4),
+    StepCase(**XL, batch=64, optimizer="muon"),
+    StepCase("DiT-S/2", 32, 3, 512, classes=10, terminal_every=4),
+    StepCase("DiT-S/2", 32, 3, 512, classes=10, terminal_every=4, optimizer="muon"),
 ]
 TINY = [
     StepCase("DiT-Digits/4", 8, 1, 16, objective=objective, recompute=recompute, classes=10)

@@ -12,7 +12,8 @@ SMALL = ["bench", "step", "--network", "DiT-Digits/8", "--image-size", "8", "--c
 
 def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "new" / "rows.json"
-    assert main([*SMALL, "--batch-size", "2", "--steps", "1", "--device", "cpu", "--out", str(out)]) == 0
+    options = ["--batch-size", "2", "--steps", "1", "--device", "cpu", "--optimizer", "muon", "--out", str(out)]
+    assert main([*SMALL, *options]) == 0
     text = capsys.readouterr().out
     assert "images/s" in text
     assert "times one of flow matching with w 2\n" in text
@@ -25,7 +26,7 @@ def test_it_prints_figures_and_writes_rows(tmp_path: Path, capsys: pytest.Captur
     for row in result["rows"]:
         assert row["images_per_second"] > 0
         assert 0 < row["mfu"] < 1
-        assert row["policy"] == "none"
+        assert (row["policy"], row["optimizer"]) == ("none", "muon")
 
 
 @pytest.mark.parametrize(

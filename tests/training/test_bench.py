@@ -14,7 +14,7 @@ from tvmatch.data.source import to_network_range
 from tvmatch.objectives import StepLoss
 from tvmatch.training import loop
 from tvmatch.training.bench import BenchStep, StepCase, measure_step
-from tvmatch.training.config import ObjectiveName
+from tvmatch.training.config import ObjectiveName, OptimizerName
 from tvmatch.training.loop import step_seed
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.step_gradient import StepGradient
@@ -49,13 +49,17 @@ def bench_step(**changes: Any) -> BenchStep:
         return BenchStep(case(**changes), Ranks(torch.device("cpu")))
 
 
-@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching", "mean-flow"])
+@pytest.mark.parametrize(
+    ("objective", "optimizer"),
+    [("terminal-velocity", "adamw"), ("terminal-velocity", "muon"), ("flow-matching", "adamw"), ("mean-flow", "adamw")],
+)
 def test_it_calls_the_operators_of_the_loops_own_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: ObjectiveName
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: ObjectiveName, optimizer: OptimizerName
 ) -> None:
     monkeypatch.setattr(loop._Run, "look", lambda self: None)  # on a CPU only
-    measured = bench_step(objective=objective)
-    options = tiny_config(tmp_path / "run", objective=objective, batch_size=BATCH, guidance="2")
+    measured = bench_step(objective=objective, optimizer=optimizer)
+    options = {"objective": objective, "optimizer": optimizer, "batch_size": BATCH, "guidance": "2"}
+    options = tiny_config(tmp_path / "run", **options)
     with tiny_network(), steps_of_a_run(options) as (run, images, label):
         for number in range(4):  # until tangents have been seen to arrive
             run.step(images, label)

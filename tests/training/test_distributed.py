@@ -203,6 +203,18 @@ def test_a_run_goes_on_with_other_strategies_and_numbers_of_ranks(pool: Pool, tm
     assert (run / "samples" / "step_00000004.png").is_file()
 
 
+def test_muon_takes_the_steps_of_one_process(pool: Pool, tmp_path: Path) -> None:
+    """Every rank makes the same matrices orthogonal: nothing is exchanged for it, and nothing drifts."""
+    train(config(tmp_path / "one", optimizer="muon", steps=4), show=False)
+    options = config(tmp_path / "two", optimizer="muon", steps=4, strategy="ddp")
+    assert pool.run(rank_checks.train, 2, options) == [(4, None)] * 2
+    ours, theirs = last_tensors(tmp_path / "two"), last_tensors(tmp_path / "one")
+    assert ours.keys() == theirs.keys()
+    for kind in ("flow.", "target.", "ema.", "optimizer.momentum.", "optimizer.exp_avg."):
+        names = [name for name in theirs if name.startswith(kind)]
+        assert relative({n: ours[n] for n in names}, {n: theirs[n] for n in names}) < STEPS_TOLERANCE, kind
+
+
 @pytest.mark.parametrize(("strategy", "first"), [("ddp", 11), ("fsdp", 3)])
 def test_a_step_that_one_rank_cannot_record_is_an_error_on_all(
     pool: Pool, tmp_path: Path, strategy: str, first: int

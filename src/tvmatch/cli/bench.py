@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from tvmatch.cli.options import check_out, check_place, parse, refuse_ranks
-from tvmatch.training.config import Compile, Graphs, ObjectiveName, Precision, Recompute
+from tvmatch.training.config import Compile, Graphs, ObjectiveName, OptimizerName, Precision, Recompute
 
 DESCRIPTION = """Measure a training step on random data: images a second, memory, share of the machine's matrix rate
 (11 forward passes counted for TVM), seconds of the first step, in which everything is compiled (not of what a run does
@@ -34,6 +34,7 @@ class BenchOptions:
     objective: ObjectiveName = "terminal-velocity"  # whose step it is
     guidance: str | None = None  # w, as for `tvmatch train` (default: 2, or 1 without classes)
     terminal_every: int = 1  # the terminal term of every n-th sample only (TVM)
+    optimizer: OptimizerName = "adamw"  # as for `tvmatch train`
     precision: Precision = "auto"  # of the blocks (auto: bfloat16 on a GPU)
     compile: Compile = "auto"  # compile the blocks (auto: on a GPU)
     graphs: Graphs = "auto"  # record the step as a CUDA graph (auto: on a GPU)
@@ -92,6 +93,7 @@ def command(arguments: list[str]) -> int:
             graphs=options.graphs,
             classes=options.classes,
             terminal_every=terminal_every,
+            optimizer=options.optimizer,
         )
         rows.append(measure_step(case, Ranks(device), matmul, options.steps))
     for row in rows:

@@ -17,7 +17,16 @@ from tvmatch.guidance import parse_guidance
 from tvmatch.networks.presets import build_network, network_config
 from tvmatch.objectives import Part
 from tvmatch.training.build import build_objective
-from tvmatch.training.config import Compile, FsdpGather, Graphs, ObjectiveName, Precision, Recompute, TrainConfig
+from tvmatch.training.config import (
+    Compile,
+    FsdpGather,
+    Graphs,
+    ObjectiveName,
+    OptimizerName,
+    Precision,
+    Recompute,
+    TrainConfig,
+)
 from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import (
@@ -28,6 +37,7 @@ from tvmatch.training.engine import (
     should_compile,
 )
 from tvmatch.training.instruments import Instruments
+from tvmatch.training.optimizers import build_optimizer
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.state import TrainingState
 from tvmatch.training.step_gradient import StepGradient
@@ -78,6 +88,7 @@ class StepCase:
     fsdp_gather: FsdpGather = "auto"
     classes: int = 1000
     terminal_every: int = 1
+    optimizer: OptimizerName = "adamw"
 
 
 def forward_flops(case: StepCase) -> int:
@@ -112,7 +123,7 @@ def matmul_tflops(device: torch.device, size: int = 8192) -> float:
 
 class BenchStep:
     """One training step of a case on random data, made by what makes the loop's: loss, gradient, clipping, instruments,
-    the decision whether to skip, AdamW, and the averages; call it with a number, of which its draws are made.
+    the decision whether to skip, the optimiser, and the averages; call it with a number, of which its draws are made.
 
     Every rank makes one alike and trains `case.batch` samples a step. What the loop does between steps is left out:
     its data, the check of tangents before, and all that it writes. `close` it before the ranks part.
@@ -121,7 +132,15 @@ class BenchStep:
     def __init__(self, case: StepCase, ranks: Ranks) -> None:
         device = ranks.device
         shape = network_config(case.network, case.image_size, case.channels, case.classes)
-        self.config = TrainConfig(objective=case.objective, guidance=case.guidance, terminal_every=case.terminal_every)
+        self.config = TrainConfig(
+            network=case.network,
+            objective=case.objective,
+            guidance=case.guidance,
+            terminal_every=case.terminal_every,
+            optimizer=case.optimizer,
+            learning_rate=1e-4,
+            strategy=ranks.strategy,
+        )
         torch.manual_seed(0)
         with device:
             flow = FlowMap(build_network(shape))
@@ -138,7 +157,7 @@ class BenchStep:
         recorded = should_capture(case.graphs, device, ranks.count, 1)
         module = distribute(self.objective, ema.flows.values(), ranks, case.fsdp_gather, recorded)
         self.parameters = list(self.objective.trained().values())
-        optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        optimizer = build_optimizer(self.config, self.objective)
         self.state = TrainingState(self.objective, ema, optimizer)
         self.instruments = Instruments(self.state.skipped, ranks.count)
         self.gradient = StepGradient(module, self.objective, optimizer, recorded, ranks)
@@ -210,6 +229,7 @@ def _measure(case: StepCase, ranks: Ranks, matmul: float, steps: int) -> dict[st
         "mfu": flops / seconds / (matmul * 1e12),
         "compile_seconds": first,
         # not finite, timed ones or earlier: 0, unless something is wrong
+        "optimizer": case.optimizer,
         "skipped_steps": int(step.state.skipped.total),
     }
 
