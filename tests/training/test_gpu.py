@@ -14,6 +14,7 @@ from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.objectives import TerminalVelocityMatching
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.instruments import Instruments
+from tvmatch.training.muon import Muon
 from tvmatch.training.state import TrainingState
 
 pytestmark = [
@@ -73,6 +74,21 @@ def test_a_skipped_step_leaves_every_bit_and_no_step_waits_for_the_host() -> Non
     assert reading.figures["loss"] > 0
 
 
+def test_muon_in_bfloat16_takes_the_steps_of_float32_and_skips_without_a_trace() -> None:
+    gradients = [torch.randn(3, 96, 32), torch.randn(3, 96, 32)]
+    ends = []
+    for device in ("cpu", "cuda"):
+        weights = [torch.nn.Parameter(torch.zeros(96, 32, device=device)) for _ in range(3)]
+        optimizer = Muon(weights, lr=0.1)
+        for gradient in [*gradients, torch.full((3, 96, 32), float("nan"))]:
+            for weight, value in zip(weights, gradient, strict=True):
+                weight.grad = value.to(device)
+            optimizer.found_inf = 1 - gradient.isfinite().all().float().to(device)
+            optimizer.step()
+        ends.append(torch.stack([weight.detach().cpu() for weight in weights]))
+    assert float((ends[1] - ends[0]).norm() / ends[0].norm()) < 0.03
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.5, 0.99, 0.9999])
 def test_averages_move_as_without_a_skip(decay: float) -> None:
     step = Step()
@@ -86,10 +102,20 @@ def test_averages_move_as_without_a_skip(decay: float) -> None:
 
 
 @pytest.mark.parametrize("graphs", ["off", "on"])
-@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching", "mean-flow", "consistency-training"])
-def test_the_loops_own_step_does_not_wait(tmp_path: Path, objective: str, graphs: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "optimizer"),
+    [
+        ("terminal-velocity", "adamw"),
+        ("terminal-velocity", "muon"),
+        ("flow-matching", "adamw"),
+        ("mean-flow", "adamw"),
+        ("consistency-training", "adamw"),
+    ],
+)
+def test_the_loops_own_step_does_not_wait(tmp_path: Path, objective: str, optimizer: str, graphs: str) -> None:
     """The body of `test_no_waiting.py`, where PyTorch itself says when the host waits; launched, and recorded."""
     options = {"objective": objective, "batch_size": 8, "steps": 20, "device": "cuda", "graphs": graphs}
+    options["optimizer"] = optimizer
     with steps_of_a_run(tiny_config(tmp_path / "run", compile="off", **options)) as (run, images, label):
         for _ in range(8):  # after the looks at tangents, and the step that is recorded
             run.step(images, label)

@@ -70,7 +70,14 @@ def test_no_step_waits(tmp_path: Path, objective: ObjectiveName) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"accumulate": 2}, {"terminal_every": 2}, {"recompute": "full"}, {"precision": "bfloat16"}]
+    "changes",
+    [
+        {"accumulate": 2},
+        {"terminal_every": 2},
+        {"recompute": "full"},
+        {"precision": "bfloat16"},
+        {"optimizer": "muon", "weight_decay": 0.1},
+    ],
 )
 def test_no_step_waits_with(tmp_path: Path, changes: dict[str, Any]) -> None:
     later_step(tmp_path, **changes)
