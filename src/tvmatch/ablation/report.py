@@ -96,7 +96,8 @@ def draw(name: str, study: Study, table: list[dict[str, Any]], path: Path) -> No
         return
     metrics = METRICS[study.task]
     lines = len({row["w"] for row in rows}) > 3
-    height = 4.2 if lines else 1.4 + 0.55 * len(study.variants)
+    bars = len({_name(row, rows) for row in rows})
+    height = 4.2 if lines else 1.4 + 0.55 * len(study.variants) + 0.2 * (bars - len(study.variants))
     figure = Figure(figsize=(6.2 * len(metrics), max(height, 2.6)), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, (metric, larger) in zip(axes, metrics.items(), strict=True):
@@ -125,6 +126,7 @@ def _draw_bars(axis: Any, rows: list[dict[str, Any]], metric: str) -> None:
             label=f"{nfe} call{'s' if nfe > 1 else ''}",
         )
     axis.set_yticks(range(len(names)), names)
+    axis.locator_params(axis="x", nbins=5)  # the names leave little room for numbers
     axis.invert_yaxis()
 
 
