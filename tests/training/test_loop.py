@@ -141,6 +141,23 @@ def test_a_signal_ends_with_a_checkpoint_and_an_exit_code(
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
 
 
+def test_a_signal_during_the_last_save_leaves_nothing_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With 143 a queue would start the command again, which a complete run refuses."""
+    write = MetricsFile.write
+
+    def write_and_signal(self: MetricsFile, values: dict) -> None:
+        write(self, values)
+        if values["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsFile, "write", write_and_signal)
+    assert main(tiny_command(tmp_path / "run")) == 0
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step_00000006"
+    assert "SIGTERM: saved" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_second_interrupt_ends_at_once_and_lets_a_save_in_hand_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch train ..."""
 
 
 def command(arguments: list[str]) -> int:
-    """Train as the options say; exit code 128 + signal if a signal ended it early."""
+    """Train as the options say; exit code 128 + signal if a signal ended it before it was complete."""
     name, arguments = take_option("--recipe", arguments)
     default = TrainConfig() if name is None else find_recipe(name).config()
     config = parse(TrainConfig, "train", DESCRIPTION, arguments, default=default)
@@ -30,7 +30,7 @@ def command(arguments: list[str]) -> int:
     from tvmatch.training.loop import train
 
     result = train(config)
-    if result.signal is not None:
+    if result.signal is not None and not result.complete:
         return 128 + result.signal
     if result.rank > 0:
         return 0

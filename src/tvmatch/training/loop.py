@@ -46,14 +46,15 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended: steps done, the last checkpoint, the signal that interrupted it (None: complete), and which
-    process this is."""
+    """How a run ended: steps done, the last checkpoint, the signal that ended it (None: none did), images a second,
+    which process this is, and whether nothing is left to train (a signal may come during the last save)."""
 
     step: int
     checkpoint: Path
     signal: signal.Signals | None
     images_per_second: float
     rank: int = 0
+    complete: bool = False
 
 
 def train(config: TrainConfig, source: Source | None = None, show: bool = True) -> TrainingResult:
@@ -172,12 +173,12 @@ class _Run:
             self.saver.wait()
         self.gradient.close()
         number = signal.Signals(stop) if 0 < stop < SAVE_FAILED else None
+        complete = self.schedule.over(state.step)
         if number is not None:
-            complete = self.schedule.over(state.step)
             then = "the run is complete" if complete else "the same command continues the run"
             self.progress.say(f"{number.name}: saved {checkpoint}; {then}.")
         speed = self.images / self.seconds if self.seconds else 0.0
-        return TrainingResult(state.step, checkpoint, number, speed, self.ranks.rank)
+        return TrainingResult(state.step, checkpoint, number, speed, self.ranks.rank, complete)
 
     def open_files(self, stack: contextlib.ExitStack) -> None:
         """On rank 0: what is written besides checkpoints."""
