@@ -57,6 +57,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {  # page -> marker -> table
     "ablations.md": {"ablations": lambda: ablation_tables(result("methods_ablations"))},
     "methods.md": {
         "unet": lambda: digits_table(result("methods_digits_unet")),
+        "unet passes": lambda: digits_table(result("methods_digits_unet_passes")),
         "cost": lambda: cost_table(result("methods_cost_h200")),
         "plane": lambda: plane_table(result("methods_2d")),
         "passes": lambda: plane_table(result("methods_2d_passes")),

@@ -51,6 +51,8 @@ def asked_by(command: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("methods_2d.py --workers 14 --seconds 24", "methods_2d"),
         ("methods_digits.py --workers 14 --seconds 58", "methods_digits"),
         ("methods_digits.py --network UNet-Tiny --seconds 150", "methods_digits_unet"),
+        ("methods_digits.py --network UNet-Tiny --passes 1400", "methods_digits_unet_passes"),
+        ("methods_digits.py --passes 3700", "methods_digits_groups"),
     ],
 )
 def test_the_documented_command_continues_the_committed_results(
