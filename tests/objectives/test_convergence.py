@@ -75,7 +75,7 @@ def errors(flow: FlowMap) -> tuple[float, float]:
     return float(jump.square().mean().sqrt()), float(velocity.square().mean().sqrt())
 
 
-def trained(make: Callable[[FlowMap], Objective]) -> FlowMap:
+def trained(make: Callable[[FlowMap], Objective], decay: float = 0.9) -> FlowMap:
     """The flow map after a training as in the loop: Adam with a falling rate, an averaged target, the progress told."""
     objective = make(FlowMap(GaussianFamily(DIMENSIONS)))
     with torch.no_grad():
@@ -92,7 +92,7 @@ def trained(make: Callable[[FlowMap], Objective]) -> FlowMap:
         optimizer.step()
         schedule.step()
         if objective.target is not None:
-            move_towards([(objective.target, 0.9)], objective.flow)
+            move_towards([(objective.target, decay)], objective.flow)
     return objective.flow
 
 
@@ -113,6 +113,12 @@ def test_it_leads_to_the_exact_map(name: str) -> None:
 def test_the_beginning_is_far_away_and_the_family_holds_the_exact_map() -> None:
     assert min(errors(beginning())) > 0.3
     assert max(errors(FlowMap(GaussianFamily(DIMENSIONS)))) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "apart"), [("terminal-velocity", 0.10), ("shortcut", 0.20)])
+def test_a_target_half_as_old_as_the_run_lags(name: str, apart: float) -> None:
+    """Decay 0.99, the default of training, remembers 100 of these 200 steps (docs/methods.md)."""
+    assert errors(trained(METHODS[name], decay=0.99))[0] == pytest.approx(apart, abs=0.02)
 
 
 def test_flow_matching_leads_to_the_exact_velocity_which_is_no_map() -> None:

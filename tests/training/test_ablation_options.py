@@ -34,6 +34,17 @@ def test_the_jumps_have_the_gaps_that_their_names_say() -> None:
     assert gaps["uniform"] == pytest.approx(1 - 0.5**0.5, abs=0.01)
 
 
+def test_how_many_jumps_are_long_and_short() -> None:
+    """The shares that docs/ablations.md gives as the reason for `wide`."""
+    long, short = {}, {}
+    for name in ("truncated-gap", "wide", "far"):
+        t, s = objective(jumps=name).jumps(400_000, torch.Generator().manual_seed(0))
+        long[name] = float(((t > 0.95) & (s < 0.2)).float().mean())
+        short[name] = float((t - s < 0.3).float().mean())
+    assert (long["truncated-gap"], long["wide"]) == pytest.approx((0.011, 0.064), abs=1e-3)
+    assert (short["wide"], short["far"]) == pytest.approx((0.20, 0.03), abs=5e-3)
+
+
 @pytest.mark.parametrize("at_end", [True, False])
 def test_the_boundary_time_is_the_end_of_the_jump_if_asked(at_end: bool) -> None:
     method = objective(boundary_at_end=at_end)

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from tvmatch.networks.presets import build_network, network_config
+from tvmatch.training.bench import StepCase, forward_flops, forward_passes
 from tvmatch.training.muon import ITERATIONS, Muon, orthogonal
 
 
@@ -87,6 +90,28 @@ def test_a_skipped_step_leaves_every_bit(gradient: float) -> None:
             for a, b in ((weight.detach(), before), (optimizer.state[weight]["momentum"], momentum))
         ]
         assert all(torch.equal(*pair) for pair in bits) == bool(skip)
+
+
+@pytest.mark.parametrize(
+    ("network", "batch", "every", "tera", "share"),
+    [
+        ("DiT-S/2", 512, 4, 0.28, 0.008),
+        ("DiT-S/4", 512, 4, 0.28, 0.034),
+        ("DiT-XL/2", 64, 1, 17.6, 0.105),
+        ("DiT-XL/2", 512, 1, 17.6, 0.013),
+    ],
+)
+def test_its_arithmetic_is_what_the_page_says(network: str, batch: int, every: int, tera: float, share: float) -> None:
+    """docs/engine.md, counted on shapes alone: of a step, and beside the passes of a step of TVM."""
+    case = StepCase(network, 32, 4 if "XL" in network else 3, batch, classes=10, terminal_every=every)
+    with torch.device("meta"):
+        blocks = build_network(network_config(network, 32, case.channels, 10), initialise=False).blocks
+    with FlopCounterMode(display=False) as counter:
+        for matrix in (parameter for parameter in blocks.parameters() if parameter.dim() == 2):
+            orthogonal(matrix.detach()[None])
+    step = forward_flops(case) * forward_passes("terminal-velocity", True, every) * batch
+    assert counter.get_total_flops() / 1e12 == pytest.approx(tera, rel=0.01)
+    assert counter.get_total_flops() / step == pytest.approx(share, rel=0.03)
 
 
 def test_what_it_refuses() -> None:
