@@ -50,3 +50,12 @@ def test_the_methods_for_cifar10_are_those_that_the_criterion_says(figures) -> N
     for row in digits["summary"]:
         row["frechet"]["mean"] += 10 * (row["method"] == "inductive-moment-matching")
     assert figures.chosen_table(plane, digits).splitlines()[2].startswith("| consistency-training |")
+
+
+def test_the_short_table_of_longer_jumps_is_that_of_the_study() -> None:
+    page = (ROOT / "docs" / "ablations.md").read_text()
+    study = json.loads((RESULTS / "methods_ablations.json").read_text())["studies"]["recipe"]
+    for name in study["cells"]:
+        rows = {row["nfe"]: row for row in study["summary"] if (row["variant"], row["w"]) == (name, 1.5)}
+        told = [f"{rows[calls]['frechet']['mean']:.3f}" for calls in (1, 2, 4)]
+        assert f"| {name} | {' | '.join(told)} |" in page.replace("**", "")
