@@ -13,7 +13,7 @@ from statistics import mean, stdev
 import numpy as np
 from PIL import Image
 
-from cifar10_bars import bars_table
+from cifar10_bars import bars_table, frechet
 from cifar10_runs import NAMES, Run, read_runs
 from page_tables import with_tables
 from tvmatch.pictures import captioned, save_png
@@ -35,7 +35,7 @@ COLOURS = {
     "inductive_moment_matching": "#b8860b",
     "flow_matching": "#2e8b57",
 }
-SAMPLES = RESULTS / "tvm_1440s_seed0" / "samples_nfe1_w2_seed0.png"
+SAMPLES = RESULTS / "tvm_1200s_seed0" / "samples_nfe1_w2_seed0.png"
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHOWN = 6  # rows of samples in the picture of the README
 
@@ -67,15 +67,15 @@ def quality_table(runs: list[Run]) -> str:
 
 def long_table(runs: list[Run]) -> str:
     """Every score of 50,000 samples: of the longer runs, and of the short ones where there is one."""
-    lines = ["| run | minutes | steps | average | w | FID-50k in 1 call | 2 calls | 4 calls |"]
-    lines += ["|" + "---|" * 8]
+    lines = ["| run | trained with | minutes | steps | average | w | FID-50k in 1 call | 2 calls | 4 calls |"]
+    lines += ["|" + "---|" * 9]
     for run in runs:
         for w in sorted({row["w"] for row in run.whole}):
             rows = [row for row in run.whole if row["w"] == w]
-            cells = [f"{run.name}, {run.network}, seed {run.seed}", f"{run.seconds / 60:g}"]
+            cells = [f"{run.name}, {run.network}, seed {run.seed}", run.recipe, f"{run.seconds / 60:g}"]
             cells += [f"{' + '.join(f'{phase.steps:,}' for phase in run.phases)} of {run.batch}"]
             cells += [f"{rows[0]['ema']:g}", f"{w:g}"]
-            found = {row["nfe"]: f"{row['frechet']:.2f}" for row in rows}
+            found = {row["nfe"]: frechet(row) for row in rows}
             lines.append(f"| {' | '.join(cells + [found.get(calls, '') for calls in CALLS])} |")
     return "\n".join(lines)
 
@@ -87,13 +87,14 @@ def of_seconds(runs: list[Run], seconds: int) -> list[Run]:
 
 def scales_table(runs: list[Run]) -> str:
     """Frechet distance of few samples at every guidance scale, of the runs that have it."""
-    runs = [run for run in of_seconds(runs, 420) if run.tradeoff is not None]
+    runs = [run for run in runs if run.tradeoff is not None]
     scales = sorted({row["w"] for run in runs for row in run.tradeoff["rows"]})
     lines = [f"| | calls | {' | '.join(f'w = {w:g}' for w in scales)} |", "|" + "---|" * (2 + len(scales))]
     for run in runs:
         found = {(row["nfe"], row["w"]): f"{row['frechet']:.2f}" for row in run.tradeoff["rows"]}
-        for calls in CALLS:
-            cells = [f"{run.name}, seed {run.seed}", str(calls), *(found[calls, w] for w in scales)]
+        for calls in sorted({calls for calls, _ in found}):
+            name = f"{run.name}, {run.seconds / 60:g} minutes, seed {run.seed}"
+            cells = [name, str(calls), *(found.get((calls, w), "") for w in scales)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -40,6 +40,9 @@ class Run:
     seed: int
     wall: int
     network: str
+    optimizer: str
+    jumps: str
+    guidance: str
     batch: int
     commit: str
     phases: tuple[Phase, ...]
@@ -47,6 +50,13 @@ class Run:
     whole: tuple[dict[str, Any], ...]  # rows of 50,000 samples
     tradeoff: dict[str, Any] | None
     choices: tuple[dict[str, Any], ...]
+
+    @property
+    def recipe(self) -> str:
+        """What a run was given besides the recipe's defaults, in words."""
+        given = [{"adamw": "AdamW", "muon": "Muon"}[self.optimizer]]
+        given += [] if self.jumps == "auto" else [f"{self.jumps} gaps"]
+        return ", ".join([*given, f"w in [{self.guidance.replace(':', ', ')}]"])
 
     @property
     def name(self) -> str:
@@ -104,8 +114,8 @@ def read_run(folder: Path) -> Run:
     whole = [{"ema": e["checkpoint"]["ema"], **row} for e in evaluations if e["samples"] == 50_000 for row in e["rows"]]
     return Run(
         match["method"], int(match["seconds"]), int(match["seed"]), int(time[1]), config["network"],
-        config["batch_size"], (folder / "commit.txt").read_text().strip(), phases, scored, tuple(whole), tradeoff,
-        choices,
+        config.get("optimizer", "adamw"), config.get("jumps", "auto"), config["guidance"], config["batch_size"],
+        (folder / "commit.txt").read_text().strip(), phases, scored, tuple(whole), tradeoff, choices,
     )  # fmt: skip
 
 

@@ -25,16 +25,17 @@
 # another choice, or of other samples, w, calls or seeds, leave it for OUT/earlier. STAGES says what is done now.
 #
 #   420 seconds, DiT-S/4, as in the comparison with the official code: the defaults
-#   25 minutes:    MINUTES=25 NETWORK=DiT-S/2 WARM=6 W=1.5:3 EVALUATE_W="2 2.25 2.5" EMAS="0.998 0.9995" bash runs/cifar10_1gpu.sh ...
+#   20 minutes:    MINUTES=20 NETWORK=DiT-S/2 WARM=5 W=1.75:2.5 EVALUATE_W="1.75 2 2.25 2.5" EMAS="0.998 0.9995" PAIR="0.9995 2" \
+#                      OPTIMIZER=muon EXTRA="--jumps wide" bash runs/cifar10_1gpu.sh ...      (EXTRA for terminal-velocity alone)
 #
 # Expected of the defaults on one H200, FID of 20,000 samples in 1 / 2 / 4 calls (docs/evaluation.md):
 #   terminal-velocity          18.1 / 12.2 / 10.7   (three seeds; those after 0 with PAIR="0.9995 2.5", which it had chosen)
 #   mean-flow                  37.3 / 14.0 / 13.2   (three seeds; PAIR="0.9995 2")
-#   consistency-training       31.6 / 16.6 / 16.6   (seed 0)
-#   inductive-moment-matching  33.4 / 15.4 / 13.4   (seed 0)
-#   flow-matching               282 /  100 / 35.9   (seed 0, EMAS=0.998)
-# (OPTIMIZER=muon EXTRA="--jumps wide": on digits 17% off the distance of one call, docs/ablations.md; not run on CIFAR-10 yet)
-# and FID of 50,000 in 1 / 4 calls of that for 25 minutes, in 24 (W and WARM as there): 12.05 / 6.65 (w = 2).
+#   consistency-training       31.4 / 15.9 / 16.0   (two seeds; PAIR="0.9995 1.5")
+#   inductive-moment-matching  34.4 / 15.4 / 13.2   (two seeds; PAIR="0.9995 1.25")
+#   flow-matching               291 /  103 / 36.9   (two seeds; EMAS=0.998 PAIR="0.998 1.5")
+# and FID of 50,000 in 1 / 4 calls of that for 20 minutes: 9.07 / 5.89 (seed 0, w = 2; with AdamW and the paper's jumps after 24
+# minutes 12.05 / 6.65).
 # Another GPU trains more steps or fewer in the time.
 set -euo pipefail
 OUT=$(realpath -m "${1:?give a folder for the run}")

@@ -50,7 +50,7 @@ def test_recipe_readme_and_pages_tell_what_was_measured(figures) -> None:
     for method, line in OBJECTIVES.items():
         told = next(row for row in script.splitlines() if row.startswith(f"#   {line}  "))
         numbers = [float(word) for word in told.split("(")[0].split()[2:] if word != "/"]
-        assert numbers == pytest.approx(means[method], rel=0.003)
+        assert numbers == pytest.approx(means[method], rel=0.005)  # as they are rounded
     readme, methods, paper_map, changelog = (
         (ROOT / name).read_text() for name in ("README.md", "docs/methods.md", "docs/paper_map.md", "CHANGELOG.md")
     )
@@ -65,7 +65,7 @@ def test_recipe_readme_and_pages_tell_what_was_measured(figures) -> None:
     assert f"| {' | '.join(theirs)} |" in methods
     assert f"FID-20k {' / '.join(ours)}" in paper_map
     assert f"FID-20k of {ours[0]}, {ours[1]} and {ours[2]}" in changelog
-    long = [row for run in figures.read_runs(RESULTS) if run.seconds == 1440 for row in run.whole]
+    long = [row for run in figures.read_runs(RESULTS) if run.seconds == 1200 for row in run.whole]
     best = [min(row["frechet"] for row in long if row["nfe"] == calls) for calls in (1, 4)]
     assert f"{best[0]:.2f} / {best[1]:.2f}" in script
     assert f"| {best[0]:.2f} and {best[1]:.2f} |" in readme
@@ -76,13 +76,14 @@ def test_recipe_readme_and_pages_tell_what_was_measured(figures) -> None:
 def test_bars_are_judged_by_every_seed(figures) -> None:
     runs = figures.read_runs(RESULTS)
     table = figures.bars_table(runs)
-    assert table.count("| met |") == 7
-    assert table.count("**missed**") == 1
+    assert table.count("| met |") == 8
+    assert "**missed**" not in table
     assert table.count("the same minutes for MeanFlow and flow matching |  | beside TVM | **not run**") == 1
-    assert "12.05 (DiT-S/2, 24 minutes" in table  # and the four calls are of the same run
-    assert "6.65 (DiT-S/2, 24 minutes" in table
+    assert "9.07 ± 0.02 of 3 noises (DiT-S/2, 20 minutes" in table  # and the four calls are of the same run
+    assert "5.89 (DiT-S/2, 20 minutes" in table
+    assert "12.05 (DiT-S/2, 24 minutes" in figures.bars_table([run for run in runs if run.seconds != 1200])
     two = [run for run in runs if run.seconds > 420 or run.seed < 2]
-    assert figures.bars_table(two).count("**missed**") == 3  # three seeds are the bar of TVM beside MeanFlow
+    assert figures.bars_table(two).count("**missed**") == 2  # three seeds are the bar of TVM beside MeanFlow
 
 
 def test_pictures_are_drawn_and_a_misnamed_folder_is_refused(figures, tmp_path: Path) -> None:
