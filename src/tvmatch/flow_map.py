@@ -46,7 +46,8 @@ class FlowMap(nn.Module):
 
     def velocity(self, x: Tensor, t: Tensor, label: Tensor, w: Tensor) -> Tensor:
         """u(x, t) = w F(x, t, t, class, w): the same network where the two times meet."""
-        return self._factor(w, x) * self._evaluate(x, t, t, label, w)
+        s = t.clone()  # the compiler makes other code for one tensor given twice than for two
+        return self._factor(w, x) * self._evaluate(x, t, s, label, w)
 
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
         """w F(x, t, s) = f / (s - t): the mean velocity of a jump, smooth where its ends meet."""

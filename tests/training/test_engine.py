@@ -1,6 +1,8 @@
 """The engine changes how a step runs, not what it computes."""
 
 import copy
+import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +10,19 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.test_flow_map import GaussianNetwork
+from tests.training.support import tiny_config, tiny_network
 from tvmatch.flow_map import FlowMap
 from tvmatch.objectives import TerminalVelocityMatching
 from tvmatch.training.config import Precision
-from tvmatch.training.engine import compute_dtype, outer_products, prepare_network, prepare_objective, should_compile
+from tvmatch.training.engine import (
+    compute_dtype,
+    outer_products,
+    prepare_network,
+    prepare_objective,
+    should_compile,
+    start_compilers,
+)
+from tvmatch.training.loop import train
 
 
 def step(flow: FlowMap, **options: object) -> tuple[Tensor, Tensor]:
@@ -49,6 +60,34 @@ def test_sixteen_bits_agree_to_sixteen_bits(flow: FlowMap) -> None:
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_compiled_steps_agree(flow: FlowMap, recompute: str) -> None:
     torch.testing.assert_close(step(flow, compiled=True, recompute=recompute), step(flow), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_compiles_each_part_once_for_each_way_of_calling_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Block, conditioning and final layer with tangents, with gradients, and as target: what a run waits for at its
+    start. The check of tangents is among its calls."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with tiny_network():
+        train(tiny_config(tmp_path / "run", compile="on", steps=2, terminal_every=every), show=False)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 9
+
+
+@pytest.mark.slow
+def test_compilers_are_started_for_a_gpu_alone() -> None:
+    pytest.importorskip("triton")
+    from torch._inductor.async_compile import AsyncCompile
+
+    start_compilers(torch.device("cpu"))
+    assert AsyncCompile.process_pool.cache_info().currsize == 0
+    start_compilers(torch.device("cuda"))
+    assert AsyncCompile.process_pool.cache_info().currsize == 1
+    AsyncCompile.wait_pool_ready()
+    assert AsyncCompile.use_process_pool()
 
 
 def test_choices_by_device() -> None:

@@ -34,6 +34,15 @@ def should_compile(option: Compile, device: torch.device) -> bool:
     return option == "on" or (option == "auto" and device.type == "cuda")
 
 
+def start_compilers(device: torch.device) -> None:
+    """Start the processes in which PyTorch compiles GPU kernels in parallel, which takes seconds, and go on. PyTorch starts
+    them when it has the first kernel, and compiles one by one until they are there."""
+    if device.type == "cuda":
+        from torch._inductor.async_compile import maybe_warm_pool  # heavy, and of no use without compiling
+
+        maybe_warm_pool()
+
+
 def should_capture(option: Graphs, device: torch.device, ranks: int, accumulate: int) -> bool:
     """`auto`: where a recorded step can run, on one GPU and without accumulation. `on`: on several GPUs too."""
     possible = device.type == "cuda" and accumulate == 1

@@ -25,7 +25,7 @@ from tvmatch.training.attention_probe import logit_figures, probe
 from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
-from tvmatch.training.engine import outer_products, should_capture
+from tvmatch.training.engine import outer_products, should_capture, should_compile, start_compilers
 from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume, share_of
 from tvmatch.training.preview import default_w, draw_preview
@@ -68,6 +68,8 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     """
     with join_ranks(config.strategy, config.device) as ranks, outer_products(config.precision, ranks.device):
         check_shares(config, ranks.count)
+        if should_compile(config.compile, ranks.device):
+            start_compilers(ranks.device)  # they come up while data and network do
         before = ranks.on_main(lambda: open_run(config))
         schedule = Schedule(config, 0.0 if before is None else read_header(before).get("seconds", 0.0), ranks.count)
         if before is not None and schedule.over(step_of(before)):
