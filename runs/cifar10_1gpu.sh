@@ -7,7 +7,7 @@
 #   OBJECTIVE terminal-velocity (default), mean-flow, flow-matching, or another of docs/methods.md
 #
 # MINUTES (7) counts everything of the training: Python's start, compiling, both phases, saving. The first WARM minutes of
-# them train flow matching (the boundary term alone: a step is some three times cheaper), the rest starts from its
+# them train flow matching (the boundary term alone; a step of TVM takes half as long again), the rest starts from its
 # averaged weights; WARM=0 leaves that out, and so does OBJECTIVE=flow-matching. While the first phase trains, another
 # process compiles the step of the second into the caches that both share (PRECOMPILE=0: not; only where there is an NVIDIA
 # GPU). The learning rate falls to zero over the last DECAY of each phase's time. Interrupted (TERM or INT to the script: it
@@ -34,8 +34,8 @@
 #   consistency-training       31.4 / 15.9 / 16.0   (two seeds; PAIR="0.9995 1.5")
 #   inductive-moment-matching  34.4 / 15.4 / 13.2   (two seeds; PAIR="0.9995 1.25")
 #   flow-matching               291 /  103 / 36.9   (two seeds; EMAS=0.998 PAIR="0.998 1.5")
-# and FID of 50,000 in 1 / 4 calls of that for 20 minutes: 9.07 / 5.89 (seed 0, w = 2; with AdamW and the paper's jumps after 24
-# minutes 12.05 / 6.65).
+# and FID of 50,000 in 1 / 4 calls of that for 20 minutes: 9.07 / 5.89 (seed 0, w = 2, three noises in one call, of
+# which SEEDS=0 has 9.05; with AdamW and the paper's jumps after 24 minutes 12.05 / 6.65).
 # Another GPU trains more steps or fewer in the time.
 set -euo pipefail
 OUT=$(realpath -m "${1:?give a folder for the run}")
