@@ -80,12 +80,12 @@ def test_a_run_folder_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture)
 
 def test_a_recipe_sets_the_options_and_others_go_before_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     small = ["--network", TINY, "--batch-size", "4", "--steps", "1", "--device", "cpu", "--sample-every", "0"]
-    np.savez(tmp_path / "data.npz", images=np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8))
-    data = tmp_path / "data.npz"
+    images, data = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8), tmp_path / "data.npz"
+    np.savez(data, images=images, labels=np.arange(8))
     answer = tvmatch(capsys, "train", "--recipe=cifar10", "--run", tmp_path / "run", "--data", data, *small)
     assert answer.code == 0, answer.err
     config = (tmp_path / "run" / "config.yaml").read_text()
-    assert "learning_rate: 0.0006" in config
+    assert "optimizer: muon" in config
     assert "flip: true" in config
     assert "batch_size: 4" in config
 

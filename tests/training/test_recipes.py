@@ -3,6 +3,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tvmatch.networks.presets import network_config
 from tvmatch.training.recipes import RECIPES, fastest_row, find_recipe, projected_gpu_hours
@@ -41,6 +42,14 @@ def test_imagenet_has_the_settings_of_the_paper(name, w, side):
     }
     assert {key: config[key] for key in paper} == paper
     assert RECIPES[name].shape == (4, side, side)
+
+
+def test_cifar10_has_the_settings_of_the_run_that_its_figure_is_of():
+    run = RUNS.parent / "benchmarks" / "results" / "cifar10" / "tvm_1200s_seed0"
+    measured, ours = yaml.safe_load((run / "config.yaml").read_text()), asdict(RECIPES["cifar10"].config())
+    by_clock = {"run", "data", "initial", "minutes", "steps", "log_every", "sample_every", "checkpoint_every"}
+    differ = {name for name in measured if measured[name] != (list(v) if isinstance(v := ours[name], tuple) else v)}
+    assert differ - by_clock == {"keep_checkpoints"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -35,8 +35,8 @@ def should_compile(option: Compile, device: torch.device) -> bool:
 
 
 def start_compilers(device: torch.device) -> None:
-    """Start the processes in which PyTorch compiles GPU kernels in parallel, which takes seconds, and go on. PyTorch starts
-    them when it has the first kernel, and compiles one by one until they are there."""
+    """Start the processes in which PyTorch compiles GPU kernels in parallel, which takes seconds, and go on. PyTorch
+    starts them when it has the first kernel, and compiles one by one until they are there."""
     if device.type == "cuda":
         from torch._inductor.async_compile import maybe_warm_pool  # heavy, and of no use without compiling
 
