@@ -24,6 +24,11 @@ from tvmatch.training.engine import (
 )
 from tvmatch.training.loop import train
 
+not_in_2_11 = pytest.mark.skipif(
+    torch.__version__.startswith("2.11."),
+    reason="PyTorch 2.11, compiling for a CPU, takes the statistics of float64 attention for float32, and raises",
+)
+
 
 def step(flow: FlowMap, **options: object) -> tuple[Tensor, Tensor]:
     """Loss and gradient of one step of a copy of `flow` that the engine prepared."""
@@ -56,6 +61,7 @@ def test_sixteen_bits_agree_to_sixteen_bits(flow: FlowMap) -> None:
     assert 0 < float((exact[1] - rounded[1]).norm() / exact[1].norm()) < 0.1
 
 
+@not_in_2_11
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_compiled_steps_agree(flow: FlowMap, recompute: str) -> None:
@@ -125,6 +131,7 @@ def test_a_network_without_equal_blocks_is_refused_what_it_cannot_do() -> None:
         prepare_network(network, None, compiled=True, recompute="none")
 
 
+@not_in_2_11
 @pytest.mark.slow
 def test_compiled_blocks_are_not_cut_at_the_buckets_of_ddp(flow: FlowMap) -> None:
     """Dynamo cuts graphs where a bucket of gradients ends, and so through a dual level, unless told not to."""
