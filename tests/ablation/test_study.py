@@ -76,6 +76,7 @@ def test_the_named_studies_cover_what_the_issue_asks() -> None:
     assert varied == {
         "jumps", "target_ema", "boundary_at_end", "detach_jvp", "scaled", "weighted", "guidance",
         "norm", "qk_norm", "modulation_norm", "initialisation", "terminal_every", "steps", "batch_size", "optimizer",
+        "objective",
     }  # fmt: skip
     equal = [
         changes["steps"] * changes.get("batch_size", 128) * (4 + 7 / changes.get("terminal_every", 1))

@@ -49,12 +49,14 @@ STUDIES = {
         base={"target_ema": 0.95},
     ),
     "recipe": Study(
-        "longer jumps and Muon, in a run of 150,000 pictures",
+        "longer jumps and Muon, in a run of 150,000 pictures; MeanFlow beside them",
         {
             "truncated gap, AdamW": {},
             "wide gap, AdamW": {"jumps": "wide"},
             "truncated gap, Muon": {"optimizer": "muon"},
             "wide gap, Muon": {"jumps": "wide", "optimizer": "muon"},
+            "MeanFlow, AdamW": {"objective": "mean-flow", "terminal_every": 1},
+            "MeanFlow, Muon": {"objective": "mean-flow", "terminal_every": 1, "optimizer": "muon"},
         },
         task="pictures",
         base={"steps": 1200, "terminal_every": 4, "guidance": "1.25:2.5"},
