@@ -1,5 +1,6 @@
 """Every layer's own tangent rule against torch.func.jvp of the same formula, float64."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,7 @@ from tvmatch.networks.layers import (
     RMSNorm,
     gelu,
     init_spectral_,
+    largest_eigenvalue,
     layer_norm,
     modulate,
     rms_norm,
@@ -109,6 +111,33 @@ def test_spectral_initialisation(shape: tuple[int, int]) -> None:
     weight = torch.empty(shape)
     init_spectral_(weight)
     assert float(torch.linalg.matrix_norm(weight.double(), ord=2)) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (2, 3), (64, 64), (96, 384)])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_largest_eigenvalue_by_squaring_is_that_of_the_decomposition(shape: tuple[int, int], size: float) -> None:
+    matrix = size * torch.randn(shape, dtype=torch.float64)
+    gram = matrix @ matrix.T
+    torch.testing.assert_close(largest_eigenvalue(gram), torch.linalg.eigvalsh(gram)[-1], rtol=1e-12, atol=0)
+
+
+def test_equal_eigenvalues_are_the_worst_for_squaring() -> None:
+    found = float(largest_eigenvalue(3 * torch.eye(1000, dtype=torch.float64)))
+    assert 3 < found < 3 * (1 + 1.01 * math.log(1000) / 2**21)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_spectral_initialisation_on_a_gpu(precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)  # "high" as while training: TF32
+    try:
+        weight = torch.empty(384, 1152, device="cuda")
+        init_spectral_(weight)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert float(torch.linalg.matrix_norm(weight.cpu().double(), 2)) == pytest.approx(1, abs=1e-6)
 
 
 def test_heads_must_divide_the_size() -> None:
