@@ -89,7 +89,10 @@ def beside_long(runs: list[Run], ours: Run) -> list[tuple[str, str, str, bool | 
     names, rows = {"mean_flow": "MeanFlow", "flow_matching": "flow matching"}, []
     for method, name in names.items():
         equal = (method, ours.seconds, ours.network)
-        theirs = [run for run in runs if (run.method, run.seconds, run.network) == equal and run.whole]
+        theirs = [run for run in runs if (run.method, run.seconds, run.network) == equal]
+        theirs = [
+            run for run in theirs if set(LONG) <= {row["nfe"] for row in run.whole}
+        ]  # scored in every bar's calls
         for calls in LONG if theirs else ():
             best = [
                 min((row for run in side for row in run.whole if row["nfe"] == calls), key=lambda row: row["frechet"])

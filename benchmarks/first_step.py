@@ -66,16 +66,11 @@ def main() -> None:
             row = {"found_compiled": found} | start(run, data, network, batch, options.limit, options.tiny)
             result["rows"].append(row)
             print(
-                f"{network}, found {found}: {row[KEY]:.1f} s, {row['seconds_on_the_wall']:.1f} s on the wall",
-                flush=True,
+                f"found compiled: {found}: {row[KEY]:.1f} s, {row['seconds_on_the_wall']:.1f} s on the wall", flush=True
             )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def say(found: str, row: dict) -> None:
-    print(f"found compiled: {found}: {row[KEY]:.1f} s, {row['seconds_on_the_wall']:.1f} s on the wall", flush=True)
 
 
 def start(run: Path, data: Path, network: str, batch: int, limit: float, tiny: bool) -> dict[str, float]:

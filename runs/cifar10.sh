@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CIFAR-10 from scratch, in pixels and in one phase: DiT-S/2, 10,000 steps of 512 (some 21 minutes of an H200, projected).
+# CIFAR-10 from scratch, in pixels and in one phase: DiT-S/2, 10,000 steps of 512.
 #
 #   bash runs/cifar10.sh OUT [DATA]       (DATA: hf:uoft-cs/cifar10, or an .npz with images and labels)
 #

@@ -118,3 +118,26 @@ def test_cold_rows_are_compiled_into_empty_folders(
     assert not any(Path(folder).exists() for folder in seen[0])
     assert seen[2] == {str(tmp_path / "full")}
     assert all(os.environ[name] == str(tmp_path / "full") for name in names)
+
+
+def test_the_wait_for_the_first_step_is_told_as_measured() -> None:
+    result = json.loads((RESULTS / "first_step_h200.json").read_text())
+    page = " ".join((ROOT / "docs" / "engine.md").read_text().split())
+    (cold, cold_wall), (warm, warm_wall) = (
+        (row["seconds_until_first_step"], row["seconds_on_the_wall"]) for row in result["rows"]
+    )
+    assert f"**{cold:.1f} s** with nothing compiled" in page
+    assert f"{cold_wall:.1f} s from the start of Python), {warm:.1f} s at the next start ({warm_wall:.1f} s)" in page
+    assert f"the bar of {result['bar']} is missed by {cold - result['bar']:.1f} s" in page
+    assert f"Measured at {result['commit']}" in page
+
+
+def test_a_start_is_over_when_its_first_line_is_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    first_figure = importlib.import_module("first_step").first_figure
+    metrics = tmp_path / "metrics.jsonl"
+    assert first_figure(metrics) is None
+    metrics.write_text('{"step": 1, "seconds_until_first_step": 2.5}')
+    assert first_figure(metrics) is None
+    metrics.write_text('{"step": 1, "seconds_until_first_step": 2.5}\n{"step": 2}\n')
+    assert first_figure(metrics) == 2.5

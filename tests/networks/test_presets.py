@@ -20,6 +20,15 @@ def test_xl_has_18_heads_of_64() -> None:
     assert (config.num_heads, config.hidden_size // config.num_heads) == (18, 64)
 
 
+def test_how_many_matrices_of_xl_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a start of it pays for (docs/engine.md)."""
+    sides = []
+    monkeypatch.setattr("tvmatch.networks.modulated.init_spectral_", lambda w, *_: sides.append(min(w.shape)))
+    with torch.device("meta"):
+        build_network(network_config("DiT-XL/2", 32, 4, 1000))
+    assert (len(sides), sides.count(1152)) == (119, 115)
+
+
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"no network is called 'DiT-XL2'; did you mean .*DiT-XL/2"):
         network_config("DiT-XL2", 32, 4, 10)

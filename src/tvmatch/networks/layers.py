@@ -252,7 +252,8 @@ def init_spectral_(weight: Tensor, generator: torch.Generator | None = None) -> 
         weight.normal_(generator=generator)
         flat = weight if weight.shape[0] <= weight.shape[1] else weight.T
         if weight.is_cuda:  # where a hundred eigenvalue decompositions would be seconds of every start
-            largest = largest_eigenvalue(flat.double() @ flat.double().T)
+            wide = flat.double()
+            largest = largest_eigenvalue(wide @ wide.T)
         else:  # far cheaper than a singular value decomposition
             largest = torch.linalg.eigvalsh((flat @ flat.T).double())[-1]
         weight.div_(largest.sqrt().to(weight.dtype))

@@ -68,8 +68,6 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
     """
     with join_ranks(config.strategy, config.device) as ranks, outer_products(config.precision, ranks.device):
         check_shares(config, ranks.count)
-        if should_compile(config.compile, ranks.device):
-            start_compilers(ranks.device)  # they come up while data and network do
         before = ranks.on_main(lambda: open_run(config))
         schedule = Schedule(config, 0.0 if before is None else read_header(before).get("seconds", 0.0), ranks.count)
         if before is not None and schedule.over(step_of(before)):
@@ -77,6 +75,8 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
                 f"{config.run} already holds this run, complete with {schedule.spent / 60:.1f} minutes. Choose another "
                 "--run, or give more --minutes to continue it."
             )
+        if should_compile(config.compile, ranks.device):
+            start_compilers(ranks.device)  # they come up while data and network do
         with contextlib.ExitStack() as stack:
             if source is None:
                 source = open_source(config.data, config.image_size, config.strict, config.crop)
