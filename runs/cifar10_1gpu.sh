@@ -94,6 +94,8 @@ recount() {
 # TERM goes on to the `tvmatch` that runs as INT, and INT as TERM: either lets it save, but a second one of a kind ends it at
 # once, and it may have had the first (Slurm and systemd tell every process).
 signals=0 stopped='' RUNNING=''
+# In the background of a script INT is ignored, for good, and by all that is started; Python can undo that, bash cannot.
+HEARS_INT=(python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])')
 stop() { # code to end with, signal to pass on
     stopped=$1
     ((signals += 1))
@@ -104,7 +106,7 @@ passing() { # a command to which signals are passed on; after one none is begun
     local code=0 seen=-1
     [[ -z $stopped ]] || return "$stopped"
     set -m # without this it would ignore INT
-    "$@" &
+    "${HEARS_INT[@]}" "$@" &
     RUNNING=$!
     set +m
     [[ -z $stopped ]] || stop "$stopped" TERM # it came meanwhile
@@ -197,6 +199,7 @@ train_stage() {
     phase "$OUT/run" "$(cut -d' ' -f2 "$OUT/minutes")" "${OPTIONS[@]}"
     echo "$MINUTES" > "$OUT/trained"
     echo "trained: $(spent) s of wall time, $MINUTES minutes were given" | tee "$RESULTS/time.txt"
+    publish
 }
 
 score() { # name of the result, average, samples, more options of `tvmatch evaluate`, which overwrites no other evaluation
@@ -208,6 +211,7 @@ score() { # name of the result, average, samples, more options of `tvmatch evalu
     echo "$asked" > "$OUT/$name.asked"
     passing $TVMATCH evaluate "$OUT/run" --features "$FEATURES" --statistics "$STATISTICS" --ema "$ema" \
         --samples "$samples" "$@" --out "$OUT/$name.json"
+    publish # a kill takes away what is not scored yet, no more
 }
 
 put_aside() { # names in OUT (default: of all figures), which go to a folder of their own; RESULTS has none until `publish`
@@ -263,7 +267,6 @@ publish() {
     keep "$OUT/tradeoff/tradeoff.png" "$RESULTS/tradeoff_of_w.png"
     keep "$OUT/tradeoff/table.md" "$RESULTS/tradeoff.md"
     for path in "$OUT"/choose/*.json; do keep "$path" "$RESULTS/choose_$(basename "$path")"; done
-    echo "results: $RESULTS"
 }
 
 stage() { # train or evaluate
@@ -274,6 +277,7 @@ stage() { # train or evaluate
 finish() { # also of a stage that was interrupted
     end_precompiling
     publish
+    echo "results: $RESULTS"
     exec >&- 2>&-
     wait "$TEE" || true # until it has written what is in its pipe
 }

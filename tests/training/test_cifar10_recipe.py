@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "cifar10"
 # notes its arguments, and leaves what the recipe looks for; smaller averages and larger w are better here
 NOTER = """
-import json, pathlib, sys
+import json, os, pathlib, signal, sys
 arguments = sys.argv[1:]
 with open(pathlib.Path(__file__).with_suffix(".jsonl"), "a") as file:
     file.write(json.dumps(arguments) + "\\n")
@@ -35,6 +35,9 @@ if arguments[0] == "train":
         raise SystemExit(1)
 elif arguments[0] == "evaluate":
     out = pathlib.Path(after("--out")[0])
+    if (pathlib.Path(__file__).parent / f"{out.stem} kills").exists():
+        os.kill(os.getppid(), signal.SIGKILL)
+        raise SystemExit(1)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"w": float(w), "frechet": float(after("--ema")[0]) - float(w)} for w in after("--w")]
     out.write_text(json.dumps({"rows": rows}))
@@ -218,6 +221,16 @@ def test_what_was_cut_off_goes_on_and_all_its_seconds_count(recipe, tmp_path: Pa
     seconds = int((out / "results" / "time.txt").read_text().split()[1])
     assert 230 <= seconds < 240
     assert commands[2] == commands[1]  # with the minutes that it had
+
+
+def test_what_was_scored_before_a_kill_is_published(recipe, tmp_path: Path) -> None:
+    (tmp_path / "tradeoff kills").touch()
+    result, _ = recipe(EMAS="0.9", W="2", EVALUATE_W="1 2", NFE="1", WARM="0")
+    assert result.returncode == -9
+    kept = {path.name for path in (tmp_path / "a run" / "results").iterdir()}
+    assert {"config.yaml", "run_metrics.jsonl", "choose_ema_0.9.json", "evaluation.json"} <= kept
+    assert "samples_nfe1_w2.0.png" in kept
+    assert "tradeoff.json" not in kept
 
 
 def test_more_minutes_continue_and_take_the_old_figures_away(recipe, tmp_path: Path) -> None:

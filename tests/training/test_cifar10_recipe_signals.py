@@ -55,12 +55,12 @@ def start(tmp_path: Path):
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     started = []
 
-    def begin(**variables: str) -> subprocess.Popen:
+    def begin(hears_int: bool = True, **variables: str) -> subprocess.Popen:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         ours = {"PATH": path, "TVMATCH": f"{sys.executable} {tmp_path / 'stand_in.py'}", "COMMIT": "a"}
         command = ["bash", str(ROOT / "runs/cifar10_1gpu.sh"), str(tmp_path / "out"), "data.npz", "inception.pt"]
         # where the tests run in the background INT is ignored, and bash could not undo that
-        command = ["env", "--default-signal=INT,HUP", *command]
+        command = ["env", "--default-signal=INT,HUP" if hears_int else "--ignore-signal=INT", *command]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(
             subprocess.Popen(command, env=ours | {"PRECOMPILE": "0"} | variables, start_new_session=True, **output)
@@ -133,9 +133,15 @@ def test_after_a_signal_nothing_is_begun(start, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "warm_seconds").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_what_does_not_look_for_it(start, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = start(STAGES="evaluate")
+@pytest.mark.parametrize(
+    ("number", "code", "hears_int"),
+    [(signal.SIGTERM, 143, True), (signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
+)
+def test_a_signal_ends_what_does_not_look_for_it(
+    start, tmp_path: Path, number: signal.Signals, code: int, hears_int: bool
+) -> None:
+    """Also where it was started by a script in the background, and INT is ignored."""
+    process = start(hears_int, STAGES="evaluate")
     wait_for(tmp_path / "trace", "it measures")
     process.send_signal(number)
     told, _ = process.communicate(timeout=10)
