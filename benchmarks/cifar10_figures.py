@@ -52,7 +52,7 @@ def quality_table(runs: list[Run]) -> str:
     for run in runs:
         cells = [
             f"{run.name}, seed {run.seed}",
-            f"{' + '.join(f'{phase.steps:,}' for phase in run.phases)} of {run.batch}",
+            f"{' + '.join(f'{steps:,}' for steps in run.steps)} of {run.batch}",
         ]
         cells += ["{:g}, {:g}".format(*run.chosen)] + [f"{run.frechet(calls):.2f}" for calls in CALLS]
         lines.append(f"| {' | '.join(cells)} |")
@@ -72,8 +72,9 @@ def long_table(runs: list[Run]) -> str:
     for run in runs:
         for w in sorted({row["w"] for row in run.whole}):
             rows = [row for row in run.whole if row["w"] == w]
-            cells = [f"{run.name}, {run.network}, seed {run.seed}", run.recipe, f"{run.seconds / 60:g}"]
-            cells += [f"{' + '.join(f'{phase.steps:,}' for phase in run.phases)} of {run.batch}"]
+            name = f"{run.name}, {run.network}, seed {run.seed}" + (" (by its log alone)" if run.printed else "")
+            cells = [name, run.recipe, f"{run.seconds / 60:g}"]
+            cells += [f"{' + '.join(f'{steps:,}' for steps in run.steps)} of {run.batch}"]
             cells += [f"{rows[0]['ema']:g}", f"{w:g}"]
             found = {row["nfe"]: frechet(row) for row in rows}
             lines.append(f"| {' | '.join(cells + [found.get(calls, '') for calls in CALLS])} |")

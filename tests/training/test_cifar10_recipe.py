@@ -85,6 +85,14 @@ def config_of(command: list[str]) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
+def asked_and_committed(command: list[str], path: Path) -> tuple[dict, dict]:
+    """What a command trains and what a committed file says, without paths, of which both have the same."""
+    asked, committed = config_of(command), yaml.safe_load(path.read_text())
+    for where in ("run", "data", "initial"):
+        assert (asked.pop(where) is None) == (committed.pop(where) is None)
+    return asked, committed
+
+
 @pytest.mark.parametrize(
     ("objective", "folder"), [("terminal-velocity", "tvm_420s_seed0"), ("mean-flow", "mean_flow_420s_seed0")]
 )
@@ -92,9 +100,7 @@ def test_the_defaults_are_the_committed_runs(recipe, objective: str, folder: str
     result, commands = recipe(objective)
     assert result.returncode == 0, result.stderr
     for command, name in zip([c for c in commands if c[0] == "train"], ("warm_config", "config"), strict=True):
-        asked, committed = config_of(command), yaml.safe_load((RESULTS / folder / f"{name}.yaml").read_text())
-        for where in ("run", "data", "initial"):  # paths
-            assert (asked.pop(where) is None) == (committed.pop(where) is None)
+        asked, committed = asked_and_committed(command, RESULTS / folder / f"{name}.yaml")
         minutes = committed.pop("minutes")  # of the second phase: what the first, of two minutes, left of seven
         assert asked.pop("minutes") == pytest.approx(minutes if name == "warm_config" else minutes + 2, abs=0.1)
         later = {name: value for name, value in config_of(["train"]).items() if name in asked.keys() - committed.keys()}
@@ -109,6 +115,26 @@ def test_the_defaults_are_the_committed_runs(recipe, objective: str, folder: str
         assert given(choice, "--seeds") == ["1000"]  # none of the samples that are scored
     also = next(c for c in commands if c[0] == "evaluate" and result_of(c) == "evaluation_20000.json")
     assert given(also, "--samples") == [str(scored["samples"])]
+
+
+@pytest.mark.parametrize(
+    ("objective", "folder", "extra"),
+    [
+        ("terminal-velocity", "tvm_1200s_seed0", "--jumps wide"),
+        ("mean-flow", "mean_flow_1200s_seed0", ""),
+        ("flow-matching", "flow_matching_1200s_seed0", ""),
+    ],
+)
+def test_the_commands_of_the_page_are_the_twenty_minutes(recipe, objective: str, folder: str, extra: str) -> None:
+    given_there = {"MINUTES": "20", "NETWORK": "DiT-S/2", "WARM": "5", "W": "1.75:2.5", "EVALUATE_W": "1.75 2 2.25 2.5"}
+    given_there |= {"EMAS": "0.998 0.9995", "OPTIMIZER": "muon", "CHECKPOINT": "4000", "EXTRA": extra}
+    result, commands = recipe(objective, **given_there)
+    assert result.returncode == 0, result.stderr
+    last = [c for c in commands if c[0] == "train"][-1]
+    asked, committed = asked_and_committed(last, RESULTS / folder / "config.yaml")
+    minutes = committed.pop("minutes")
+    assert asked.pop("minutes") == pytest.approx(minutes + (0 if objective == "flow-matching" else 5), abs=0.1)
+    assert asked == committed
 
 
 def test_the_best_of_the_candidates_is_scored_and_nothing_large_is_kept(recipe, tmp_path: Path) -> None:
