@@ -147,3 +147,16 @@ def method_of(objective: str) -> Method:
     """How what this objective has learned is sampled: by jumps, by Euler steps where it is only a velocity, or with
     fresh noise where it is jumps to s = 0 only."""
     return {"flow-matching": "euler", "consistency-training": "consistency"}.get(objective, "jump")
+
+
+def untaught(objective: str, method: Method, steps: int) -> str | None:
+    """What must be said of sampling what this objective has learned by that method, if it asks for what was never
+    taught: jumps of a velocity, or jumps to other times than 0 and velocities of what jumps to 0 only."""
+    if objective == "flow-matching" and method != "euler":
+        return f"--method {method} takes jumps, and flow-matching teaches velocities only: leave it out, for euler."
+    if objective == "consistency-training" and (method == "euler" or (method == "jump" and steps > 1)):
+        return (
+            f"--method {method} in {steps} calls asks for more than jumps to the end, which is all that "
+            "consistency-training teaches: leave it out, for consistency."
+        )
+    return None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tvmatch.ablation import ablating
+from tvmatch.ablation import ablating, report
 from tvmatch.ablation.ablating import Plan
 from tvmatch.ablation.studies import STUDIES
 from tvmatch.cli.main import main
@@ -35,6 +35,15 @@ def test_studies_and_grids_become_plans(asked: list[Plan], tmp_path: Path, capsy
     assert {cell.config.steps for cell in plan.cells().values()} == {7}
     assert {cell.config.jumps for _, _, cell in plan.rows("grid")} == {"near", "far"}
     assert "the tables" in capsys.readouterr().out
+
+
+def test_what_draws_is_asked_for_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    assert main(["ablate", "--vary", "target_ema=0,0.9", "--set", "steps=1", "--out", str(tmp_path / "out")]) == 2
+    assert "drawing needs matplotlib; install it with: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_studies_on_the_task_that_was_asked_for(asked: list[Plan], tmp_path: Path) -> None:

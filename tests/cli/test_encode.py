@@ -29,6 +29,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_a_missing_extra_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    answer = tvmatch(capsys, "encode", write_folder(tmp_path / "pictures"), tmp_path / "out", "--codec", "pixels")
+    assert_one_line(answer, "pip install 'tvmatch[data]'")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def latents(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("encoded") / "latents"

@@ -23,7 +23,7 @@ def test_prints_a_table_and_writes_json(run: Path, capsys: pytest.CaptureFixture
         assert f"{row['frechet']:.4g}" in answer.out
     assert answer.out.startswith(f"{run}, step 16, 6 samples\n")
     assert "warning: w=2 was not seen in training" in answer.err
-    assert [remark[:9] for remark in values["remarks"]] == ["6 samples", "w=2 was n"]
+    assert [remark[:9] for remark in values["remarks"]] == ["6 samples", "12 pictur", "w=2 was n"]
 
 
 def test_out_in_a_new_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -78,7 +78,7 @@ def test_strict_ends_at_the_first_broken_picture(root):
     (root / "china" / "002.png").write_bytes(b"broken")
     source = streamed(root, strict=True)
     source.batch(np.array([0, 2]))
-    with pytest.raises(DataError, match=r"'china/002\.png' cannot be used \(not a picture.*--strict off"):
+    with pytest.raises(DataError, match=r"'china/002\.png' cannot be used \(not a picture.*--no-strict"):
         source.batch(np.array([1]))
 
 

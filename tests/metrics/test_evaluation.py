@@ -16,7 +16,7 @@ from tests.training.pool import Pool
 from tests.training.support import tiny_config, tiny_network
 from tvmatch.data.arrays import npz_source, source_from_arrays
 from tvmatch.data.source import to_pictures
-from tvmatch.metrics import cases, evaluation, statistics
+from tvmatch.metrics import cases, evaluation, statistics, training_data
 from tvmatch.metrics.cases import Case, Drawer, averaged
 from tvmatch.metrics.evaluation import EvaluationPlan, evaluate
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
@@ -185,7 +185,7 @@ def test_pictures_of_the_same_size_but_not_of_this_run_have_no_neighbours_shown(
 
 
 def test_data_that_have_changed_are_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "open_source", lambda *_: source_from_arrays(np.zeros((9, 8, 8, 3), np.uint8)))
+    monkeypatch.setattr(training_data, "open_source", lambda *_: source_from_arrays(np.zeros((9, 8, 8, 3), np.uint8)))
     with pytest.raises(ValueError, match=r"is not what .* was trained on\. Give --statistics FILE"):
         measure(run, tmp_path / "x.json")
 

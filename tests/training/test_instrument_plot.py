@@ -52,7 +52,11 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     train(tiny_config(tmp_path / "run", steps=1), show=False)
     assert main(["plot", str(tmp_path / "run"), "--out", str(tmp_path / "x.jpg")]) == 2
     assert "give a name that ends in .png" in capsys.readouterr().err
-    (tmp_path / "run" / "metrics.jsonl").write_text("{\n")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"step": 4, "lo')  # as a kill leaves it
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1]
+    metrics.write_text("{\n")
     with pytest.raises(ValueError, match="a line that is not JSON"):
         read_metrics(tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tvmatch.ablation.report import draw, markdown, summarise
+from tvmatch.ablation.report import draw, markdown, require_matplotlib, summarise
 from tvmatch.ablation.running import Interrupted, Result, check_cell, finished, run_cells
 from tvmatch.ablation.study import Cell, Changes, Study, cells_of
 from tvmatch.ablation.tasks import base_config
@@ -53,6 +53,7 @@ def ablate(
         raise ValueError(f"calls must be at least 1 and samples at least 2, got {plan.calls} and {plan.samples}.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
+    require_matplotlib()  # for the pictures at the end
     cells = plan.cells()
     # a cell is its options and how it is judged: two studies may judge one run at different scales
     alike = {(dataclasses.replace(cell.config, seed=0), cell.scales): cell for cell in cells.values()}
@@ -93,7 +94,6 @@ def write_report(plan: Plan, results: dict[str, Result], out: Path) -> dict[str,
         runs = {variant: [cell.key for v, _, cell in rows if v == variant] for variant in study.variants}
         studies[name] = {"title": study.title, "task": study.task, "cells": runs, "summary": table}
         tables.append(markdown(name, study, table))
-        draw(name, study, table, out / f"{name}.png")
     report = {
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
         "seeds": plan.seeds,
@@ -104,4 +104,6 @@ def write_report(plan: Plan, results: dict[str, Result], out: Path) -> dict[str,
     }
     write_text(out / "ablations.json", json.dumps(report, indent=1) + "\n")
     write_text(out / "ablations.md", "\n".join(tables))
+    for name, study in plan.studies.items():
+        draw(name, study, studies[name]["summary"], out / f"{name}.png")
     return report

@@ -1,5 +1,6 @@
 """What the cells of a study have shown: means and deviations over seeds, as a table and as a picture."""
 
+import importlib.util
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,15 +83,20 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def require_matplotlib() -> None:
+    """`ValueError` where it is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("drawing needs matplotlib; install it with: pip install 'tvmatch[plot]'")
+
+
 def draw(name: str, study: Study, table: list[dict[str, Any]], path: Path) -> None:
     """One panel a metric: bars by variant and number of calls, or lines over w where each variant has several.
 
     `ValueError` without matplotlib. Written whole or not at all.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("drawing needs matplotlib; install it with: pip install 'tvmatch[plot]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     rows = [row for row in table if "nfe" in row]
     if not rows:
         return

@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from tvmatch.cli.options import check_out, check_place, parse, refuse_ranks
+from tvmatch.cli.options import check_out, check_place, check_replaced, parse, refuse_ranks
 from tvmatch.training.config import Compile, Graphs, ObjectiveName, OptimizerName, Precision, Recompute
 
 DESCRIPTION = """Measure a training step on random data: images a second, memory, share of the machine's matrix rate
@@ -55,6 +55,7 @@ def command(arguments: list[str]) -> int:
     if options.out is not None:
         check_out(options.out, (".json",))
         check_place(options.out)
+        check_replaced(options.out, ("device", "rows"), others=("checkpoint",))
     if options.batch_size < 1 or options.steps < 1:
         raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")
     import torch

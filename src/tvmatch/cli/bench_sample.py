@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tvmatch.cli.options import check_out, check_place, parse, refuse_ranks
+from tvmatch.cli.options import check_out, check_place, check_replaced, parse, refuse_ranks
 
 DESCRIPTION = """Measure sampling with random weights: images a second and milliseconds a batch, launched (eager), with
 compiled blocks, recorded as a CUDA graph, with GELU inside the matrix product too (fused), and after a search among the
@@ -46,6 +46,7 @@ def command(arguments: list[str]) -> int:
     if options.out is not None:
         check_out(options.out, (".json",))
         check_place(options.out)
+        check_replaced(options.out, ("device", "rows"), others=("checkpoint",))
     import torch
 
     from tvmatch import __version__

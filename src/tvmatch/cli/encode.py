@@ -45,11 +45,13 @@ def command(arguments: list[str]) -> int:
     from tvmatch.data.codecs import open_codec
     from tvmatch.data.encoding import check_size, claim_plan, encode_shards, make_plan, write_manifest
     from tvmatch.data.folder_lock import holding
+    from tvmatch.data.latent_shards import require_webdataset
     from tvmatch.data.naming import named
     from tvmatch.data.opening import open_pictures
     from tvmatch.data.progress import counting
     from tvmatch.training.ranks import join_ranks
 
+    require_webdataset()
     torch.backends.cudnn.deterministic = True  # a restart must give the same bits
     with join_ranks("auto", options.device) as ranks, contextlib.ExitStack() as stack:
         codec = open_codec(options.codec).to(ranks.device)

@@ -1,7 +1,6 @@
 """`tvmatch evaluate RUN`."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ With --features (a TorchScript network; Inception for FID): Frechet and kernel d
 coverage, sliced W2, pictures, the trade-off of w and calls. Without: the Frechet distance of pixel values (of
 latents), and for digits the share that is read right.
 
-Run again, it continues what was killed; with --features, other calls, w and seeds join those that are there.
+With --features, run again, it continues what was killed, and other calls, w and seeds join those that are there.
 Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch evaluate ..."""
 
 
@@ -95,9 +94,7 @@ def _in_features(options: EvaluateOptions, out: Path) -> int:
 def _in_pixels(options: EvaluateOptions, out: Path) -> int:
     from tvmatch.devices import choose_device
     from tvmatch.files import write_text
-    from tvmatch.metrics.frechet import rank_remark
     from tvmatch.metrics.identity import require_in_pixels
-    from tvmatch.metrics.remarks import class_counts, class_remark
     from tvmatch.metrics.report import evaluate_run, pins_of
     from tvmatch.training.trained import load_run
 
@@ -112,14 +109,9 @@ def _in_pixels(options: EvaluateOptions, out: Path) -> int:
         raise ValueError(f"without --features there is one seed, got {list(options.seeds)}.")
     trained = load_run(options.run, options.ema, choose_device(options.device))
     require_in_pixels(out)
-    told = [
-        rank_remark("samples", options.samples, math.prod(trained.flow.network.data_shape)),
-        class_remark(class_counts(options.samples, trained.flow.network.num_classes), ()),
-        *(trained.check_w(w) for w in options.w),
-    ]
-    remarks = [remark for remark in told if remark is not None]
-    scales = options.w or (trained.w,)
-    rows = evaluate_run(options.run, trained, options.nfe, scales, options.samples, options.seeds[0], options.method)
+    scales, remarks = options.w or (trained.w,), []
+    plan = options.nfe, scales, options.samples, options.seeds[0], options.method
+    rows = evaluate_run(options.run, trained, *plan, remarks.append)
     for remark in remarks:
         warn("evaluate", remark)
     pins = pins_of(trained, options.samples, options.seeds[0], options.method)

@@ -1,11 +1,12 @@
 """Options from frozen dataclasses, by tyro: one help text a field, and a hint for a misspelt option."""
 
 import dataclasses
+import json
 import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -101,6 +102,19 @@ def check_place(out: Path) -> None:
         read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
         reason = "Read-only file system" if read_only else "Permission denied"
         raise ValueError(f"--out {out}: cannot write into {place} ({reason}); choose another place.")
+
+
+def check_replaced(out: Path, keys: Collection[str], others: Collection[str] = ()) -> None:
+    """Raise before any work is done if `out` is there and no JSON object of this command: with `keys`, without those of
+    `others`."""
+    if not out.exists():
+        return
+    try:
+        held = json.loads(out.read_text("utf-8"))
+    except ValueError:
+        held = None
+    if not isinstance(held, dict) or not set(keys) <= held.keys() or set(others) & held.keys():
+        raise ValueError(f"--out {out} holds something else, and is not overwritten; choose another name.")
 
 
 def refuse_ranks(why: str) -> None:

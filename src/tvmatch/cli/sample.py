@@ -38,7 +38,7 @@ def command(arguments: list[str]) -> int:
     from tvmatch.devices import choose_device
     from tvmatch.files import replacing
     from tvmatch.pictures import enlarge, save_png, tile
-    from tvmatch.sampling import draw
+    from tvmatch.sampling import draw, untaught
     from tvmatch.training.trained import load_run
 
     refuse_ranks("one process draws")
@@ -63,6 +63,8 @@ def command(arguments: list[str]) -> int:
         warn("sample", "the codec of this model of latents is not known: the latents themselves are written.")
     w = trained.w if options.w is None else options.w
     warn("sample", trained.check_w(w))
+    nfe, method = options.nfe or trained.nfe, options.method or trained.method
+    warn("sample", untaught(trained.objective, method, nfe))
     chosen = [trained.class_index(name) for name in options.classes]
     classes = chosen or list(range(trained.flow.network.num_classes)) or [-1]
     label = torch.tensor([classes[i % len(classes)] for i in range(options.count)])
@@ -70,9 +72,9 @@ def command(arguments: list[str]) -> int:
         trained.flow,
         label,
         w,
-        options.nfe or trained.nfe,
+        nfe,
         seed=options.seed,
-        method=options.method or trained.method,
+        method=method,
         batch_size=options.batch_size,
     )
     pictures = to_pictures(x)

@@ -27,6 +27,9 @@ class StatisticsOptions:
     mean: tuple[float, ...] = (128.0,)  # taken from the values 0..255: one number, or one a channel
     deviation: tuple[float, ...] = (128.0,)  # by which they are then divided, likewise
     image_size: int | None = None  # bring the pictures to this size first
+    # a picture that cannot be used is an error; with --no-strict it is left out, or, where pictures are decoded one by
+    # one, another of its class stands in for it, and the figures will say so
+    strict: bool = True
     first: int | None = None  # only the first so many pictures
     # features kept for neighbours and kernels, chosen at random where there are more pictures (4 bytes a number: the
     # file of 50,000 of Inception has 440 MB)
@@ -40,7 +43,7 @@ def command(arguments: list[str]) -> int:
     options = parse(StatisticsOptions, "statistics", DESCRIPTION, arguments)
     from tvmatch.data.opening import open_source
     from tvmatch.metrics.features import FeatureNetwork, Preprocessing
-    from tvmatch.metrics.statistics import gather_statistics
+    from tvmatch.metrics.statistics import check_replaceable, gather_statistics
     from tvmatch.training.ranks import join_ranks
 
     check_out(options.out, (".safetensors",))
@@ -50,8 +53,9 @@ def command(arguments: list[str]) -> int:
     preprocessing = Preprocessing(options.size, options.resize, options.mean, options.deviation)
     with join_ranks("auto", options.device) as ranks:
         network = FeatureNetwork(options.features, preprocessing, ranks.device)
-        source = open_source(options.source, options.image_size, strict=True)
+        source = open_source(options.source, options.image_size, options.strict)
         try:
+            ranks.on_main(lambda: check_replaceable(options.out, source, options.source, network))
             gather_statistics(
                 source, options.source, network, options.out, options.keep, ranks, options.batch_size, options.first
             )

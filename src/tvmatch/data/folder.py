@@ -64,7 +64,7 @@ def folder_source(path: str | Path, image_size: int | None = None, strict: bool 
     labels = labels[usable]
     skipped = sorted(skipped + unusable)
     if strict and skipped:
-        raise DataError(f"{root}: {named(skipped)}. Mend or remove them, or leave --strict off to skip them.")
+        raise DataError(f"{root}: {named(skipped)}. Mend or remove them, or give --no-strict to skip them.")
     if not len(images):
         raise DataError(_nothing(root, skipped))
     for label, folder in enumerate(listing.folders):

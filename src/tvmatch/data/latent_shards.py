@@ -36,7 +36,7 @@ def to_npy(latents: np.ndarray) -> bytes:
 
 def write_shard(file: BinaryIO, indices: Sequence[int], labels: Sequence[int], latents: Sequence[np.ndarray]) -> None:
     """Write samples with nothing in the file that depends on who writes it, and when."""
-    writer = _webdataset().TarWriter(file, user="tvmatch", group="tvmatch", mode=0o644, mtime=0, encoder=False)
+    writer = require_webdataset().TarWriter(file, user="tvmatch", group="tvmatch", mode=0o644, mtime=0, encoder=False)
     try:
         for index, label, array in zip(indices, labels, latents, strict=True):
             # the label first: the members of a sample are written in the order of their names
@@ -79,7 +79,8 @@ class ShardTable:
         return values.view(np.float16).reshape(len(rows), *self.shape)
 
 
-def _webdataset() -> Any:
+def require_webdataset() -> Any:
+    """The library that writes shards; `ValueError` where it is not installed."""
     try:
         import webdataset
     except ImportError as error:

@@ -43,7 +43,7 @@ class StreamedSource:
         if not len(records):
             raise DataError(f"{records.origin}: there are no pictures{_because(records)}.")
         if strict and records.skipped:
-            raise DataError(f"{records.origin}: {named(records.skipped)}. Mend or remove them, or leave --strict off.")
+            raise DataError(f"{records.origin}: {named(records.skipped)}. Mend or remove them, or give --no-strict.")
         self.records, self.strict, self.crop = records, strict, crop
         self.shape = (3, image_size, image_size)
         self.labels = records.labels
@@ -67,6 +67,12 @@ class StreamedSource:
         with self._lock:
             bad = tuple((self.records.name(index), reason) for index, reason in self._bad.items())
         return tuple(sorted(self.records.skipped + bad))
+
+    @property
+    def unusable(self) -> tuple[int, ...]:
+        """The numbers of the pictures for which others have stood in until now."""
+        with self._lock:
+            return tuple(sorted(self._bad))
 
     @property
     def skipped_when_opened(self) -> tuple[tuple[str, str], ...]:
@@ -176,7 +182,7 @@ class StreamedSource:
         if self.strict:
             raise DataError(
                 f"{self.records.origin}: {self.records.name(index)!r} cannot be used ({reason}). Mend or remove it, or "
-                "leave --strict off to skip it."
+                "give --no-strict to skip it."
             )
         with self._lock:
             self._bad[index] = reason

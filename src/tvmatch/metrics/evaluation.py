@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from tvmatch.data.latent_space import picture_maker
-from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source
 from tvmatch.files import write_text
 from tvmatch.metrics import tradeoff
@@ -26,7 +25,7 @@ from tvmatch.metrics.collecting import hold
 from tvmatch.metrics.features import INCEPTION, FeatureNetwork, Preprocessing, sha256_of
 from tvmatch.metrics.frechet import rank_remark
 from tvmatch.metrics.gallery import Gallery
-from tvmatch.metrics.identity import code, definitions, require_same
+from tvmatch.metrics.identity import code, definitions, require_own_folder, require_same
 from tvmatch.metrics.kernel import require_torchmetrics
 from tvmatch.metrics.manifold import K_DENSITY
 from tvmatch.metrics.remarks import class_counts, class_remark, reference_remarks
@@ -39,9 +38,10 @@ from tvmatch.metrics.statistics import (
     pin_of,
     read_statistics,
 )
+from tvmatch.metrics.training_data import OtherDataError, open_training_data
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.provenance import commit
-from tvmatch.sampling import Method
+from tvmatch.sampling import Method, untaught
 from tvmatch.training.checkpoint import read_header
 from tvmatch.training.config import Precision
 from tvmatch.training.engine import compute_dtype
@@ -104,6 +104,7 @@ def evaluate(
     require_torchmetrics()
     unseen = [trained.check_w(w) for w in plan.scales]
     folder = out.with_suffix("")
+    ranks.on_main(lambda: require_own_folder(out, folder))
     with ExitStack() as stack:
         dtype = _compute_in(trained, plan, ranks)
         drawer = _drawer(trained, plan, ranks)
@@ -121,28 +122,19 @@ def evaluate(
         }
         own = {"statistics": made_by()} if plan.statistics is None else {}
         ranks.on_main(lambda: require_same(out, folder, pins | own))  # before anything is made there
-        source, why_not = _training_data(run, trained)
+        source, why_not, cropped = _training_data(run, trained)
         if source is not None:
             stack.callback(source.close)
-        path, remarks = plan.statistics or folder / "statistics.safetensors", []
+        path, remarks = plan.statistics or folder / "statistics.safetensors", [cropped] if cropped else []
         if plan.statistics is None:
             if network.preprocessing == Preprocessing() and network.sha256 != INCEPTION:
-                remarks = [ASSUMED.format(network.path.name)]
+                remarks.append(ASSUMED.format(network.path.name))
             _make_statistics(path, run, source, why_not, network, plan, ranks)
         reference = read_statistics(path)
         check_statistics(path, reference, network)
         space = trained.latent_space
         drawn = list(trained.flow.network.data_shape) if space is None else [3, space.image_size, space.image_size]
-        if reference.provenance["shape"] != drawn:
-            raise ValueError(
-                f"{path} is of pictures {reference.provenance['shape']}, and this run draws {drawn}. Make statistics "
-                "of pictures of that size (--image-size)."
-            )
-        if len(reference.features) <= K_DENSITY:
-            raise ValueError(
-                f"{path} keeps {len(reference.features)} features, and these figures need at least {K_DENSITY + 1}: "
-                "make it with a larger --keep."
-            )
+        _check_reference(path, reference, drawn)
         pins |= {"statistics": pin_of(path, reference), **definitions(len(reference.features), plan.samples)}
         ranks.require_equal("before the samples", pins | {"noise": list(plan.seeds)})
         ranks.on_main(lambda: require_same(out, folder, pins))
@@ -163,6 +155,17 @@ def evaluate(
         told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in calls}, "rows": averages, "by_seed": rows}
         ranks.on_main(lambda: _write(out, folder, told))
     return averages
+
+
+def _check_reference(path: Path, reference: ReferenceStatistics, drawn: list[int]) -> None:
+    """`ValueError` where statistics of these pictures cannot be what samples of that shape are compared with."""
+    shape, pictures, kept = reference.provenance["shape"], reference.provenance["pictures"], len(reference.features)
+    if shape != drawn:
+        remedy = "at that size (--image-size)" if shape[0] == drawn[0] else f"of pictures with {drawn[0]} channel(s)"
+        raise ValueError(f"{path} is of pictures {shape}, and this run draws {drawn}. Make statistics {remedy}.")
+    if kept <= K_DENSITY:
+        remedy = "make it with a larger --keep" if pictures > kept else f"{pictures} pictures are too few"
+        raise ValueError(f"{path} keeps {kept} features, and these figures need at least {K_DENSITY + 1}: {remedy}.")
 
 
 def _write(out: Path, folder: Path, told: dict[str, Any]) -> None:
@@ -190,10 +193,12 @@ def _remarks(
     """What a reader of the figures must know of samples and reference, each a sentence."""
     told = reference.provenance
     remarks = [rank_remark("samples", plan.samples, len(reference.gaussian.mean))]
-    same = told["fingerprint"] == read_header(trained.checkpoint)["data"]
+    trained_on = read_header(trained.checkpoint)["data"] if source is None else source.fingerprint
+    same = told["fingerprint"] == trained_on
     remarks += reference_remarks(path.name, reference, len(source) if same and source is not None else None)
     drawn = class_counts(plan.samples, trained.flow.network.num_classes)
     remarks.append(class_remark(drawn, told.get("classes", [])))
+    remarks.append(untaught(trained.objective, plan.method or trained.method, max(plan.calls)))
     if source is None:
         remarks.append(f"no nearest training pictures are shown: {why_not}.")
     elif not same:
@@ -204,23 +209,22 @@ def _remarks(
     return [remark for remark in remarks if remark is not None]
 
 
-def _training_data(run: Path, trained: TrainedRun) -> tuple[Source | None, str]:
-    """The pictures that the run was trained on, or None and the reason why they cannot be used."""
+def _training_data(run: Path, trained: TrainedRun) -> tuple[Source | None, str, str | None]:
+    """The pictures that the run was trained on, or None and the reason why they cannot be used; and what must be said
+    of them."""
     if run.is_file():
-        return None, f"{run} is a single file, which does not say what it was trained on"
-    config = read_config(run)
+        return None, f"{run} is a single file, which does not say what it was trained on", None
     if trained.latent_space is not None:
-        return None, f"{run} was trained on latents, not on the pictures themselves"
-    if not config.data:
-        return None, f"{run} was imported without data"
+        return None, f"{run} was trained on latents, not on the pictures themselves", None
+    if not read_config(run).data:
+        return None, f"{run} was imported without data", None
     try:
-        source = open_source(config.data, config.image_size)
+        source, remark = open_training_data(run, trained)
+    except OtherDataError as error:
+        return None, str(error), None
     except ValueError as error:
-        return None, f"the data of {run} cannot be opened ({error})"
-    if source.fingerprint != read_header(trained.checkpoint)["data"]:
-        source.close()
-        return None, f"data {config.data!r} is not what {run} was trained on"
-    return source, ""
+        return None, f"the data of {run} cannot be opened ({error})", None
+    return source, "", remark
 
 
 def _make_statistics(

@@ -107,17 +107,24 @@ def rank_remark(kind: str, count: int, dimension: int) -> str | None:
     )
 
 
-def frechet_distance(first: FeatureStatistics, second: FeatureStatistics, device: torch.device | str = "cpu") -> float:
+def frechet_distance(
+    first: FeatureStatistics,
+    second: FeatureStatistics,
+    device: torch.device | str = "cpu",
+    second_root: Tensor | None = None,
+) -> float:
     """|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2: the squared 2-Wasserstein distance of two Gaussians.
 
     With C = A A^T the last trace is the sum of the singular values of A1^T A2. That takes no square root of a rounded
     zero, so singular covariances (fewer features than dimensions, dead pixels) are as exact as others. The roots A,
-    by symmetric eigen-decomposition in float64, are taken on `device`.
+    by symmetric eigen-decomposition in float64, are taken on `device`; `second_root` is the second's, if it was taken
+    before (`covariance_root`).
     Raises `ValueError` if the dimensions differ or a covariance is not positive semi-definite.
     """
     if len(first.mean) != len(second.mean):
         raise ValueError(f"the features have different dimensions: {len(first.mean)} and {len(second.mean)}.")
-    cross = _root(first.covariance, device).T @ _root(second.covariance, device)
+    second_root = covariance_root(second, device) if second_root is None else second_root
+    cross = covariance_root(first, device).T @ second_root
     # on the CPU: LAPACK needs a second or two for 2048 dimensions, the Jacobi method of GPUs longer
     overlap = np.linalg.svd(cross.cpu().numpy(), compute_uv=False).sum()
     difference = first.mean - second.mean
@@ -125,8 +132,9 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics, device
     return max(float(distance), 0.0)  # rounding alone can take it below zero
 
 
-def _root(covariance: np.ndarray, device: torch.device | str) -> Tensor:
+def covariance_root(statistics: FeatureStatistics, device: torch.device | str = "cpu") -> Tensor:
     """A [D, rank] with A A^T = covariance, without the directions whose variance is rounding noise."""
+    covariance = statistics.covariance
     variance, directions = torch.linalg.eigh(torch.from_numpy((covariance + covariance.T) / 2).to(device))
     largest = float(variance.abs().max()) if len(variance) else 0.0
     if bool((variance < -1e-6 * largest).any()):

@@ -1,6 +1,7 @@
 """What an evaluation is of: rows of another one are never taken for its own, and never overwritten."""
 
 import json
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ NAMES = ("path", "file", "data")  # where things lay: they are told, and may be 
 CODE = (
     *("metrics", "networks", "kernels", "data", "sampling.py", "flow_map.py", "interpolant.py", "times.py"),
     *("training/trained.py", "training/checkpoint.py", "training/header.py", "training/engine.py"),
+)
+# what an evaluation writes into its folder; a kill may leave hidden parts
+OWN_FILES = (
+    *("rows", "unfinished", "statistics.safetensors", "table.md", "tradeoff.png", "samples_*.png", "nearest_*.png"),
+    ".*",
 )
 NEIGHBOURS = 10_000  # features of each kind for what needs neighbours: the published figures have mostly so many
 
@@ -68,14 +74,35 @@ def require_same(out: Path, folder: Path, pins: dict[str, Any]) -> None:
             )
 
 
+def require_own_folder(out: Path, folder: Path) -> None:
+    """`ValueError` if `folder`, which gets the pictures and parts of the evaluation `out`, holds what is of none: a
+    run, say, or a data set."""
+    try:
+        held = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ValueError(f"--out {out}: {folder}, for its pictures, is a file; choose another --out.") from None
+    others = [name for name in held if not any(fnmatch(name, pattern) for pattern in OWN_FILES)]
+    if others:
+        raise ValueError(
+            f"--out {out}: {folder}, for its pictures, holds other things ({', '.join(map(repr, others[:3]))}); choose "
+            "another --out."
+        )
+
+
 def require_in_pixels(out: Path) -> None:
-    """`ValueError` if `out` holds an evaluation in the features of a network, which takes long; one of pixel values may
-    be overwritten."""
+    """`ValueError` if `out` holds anything but an evaluation in pixel values, which may be overwritten: one in the
+    features of a network takes long."""
+    if not out.exists():
+        return
     try:
         held = json.loads(out.read_text())
     except (OSError, ValueError):
-        return
-    if isinstance(held, dict) and "statistics" in held:
+        held = None
+    if not isinstance(held, dict) or not {"checkpoint", "rows"} <= held.keys():
+        raise ValueError(f"{out} holds no evaluation, and is not overwritten; choose another --out.")
+    if "statistics" in held:
         raise ValueError(f"{out} is of an evaluation with --features; it is not overwritten. Choose another --out.")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tvmatch.metrics.frechet import rank_remark
+from tvmatch.metrics.stand_ins import stand_in_remark
 from tvmatch.metrics.statistics import ReferenceStatistics, made_by
 
 TOLERATED = 0.1  # relative, between the shares of a class among samples and pictures
@@ -50,6 +51,7 @@ def reference_remarks(name: str, reference: ReferenceStatistics, whole: int | No
             f"{name} keeps the features of {kept} of {told['pictures']} pictures: nearest pictures and authenticity "
             "know no others, so that a copy of another counts as new; make it with a larger --keep."
         )
+    remarks.append(stand_in_remark(name, told.get("stand_ins", 0)))
     remarks.append(code_remark(name, told.get("code")))
     return [remark for remark in remarks if remark is not None]
 

@@ -1,6 +1,7 @@
 """The figures of a trained run: Frechet distance in pixel values, and for digits the share that a judge reads right."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,17 @@ import numpy as np
 import torch
 
 from tvmatch import __version__
-from tvmatch.data.opening import open_source
 from tvmatch.data.source import to_pictures
 from tvmatch.metrics.features import sha256_of
-from tvmatch.metrics.frechet import FeatureStatistics, frechet_distance
-from tvmatch.sampling import draw
+from tvmatch.metrics.frechet import rank_remark
+from tvmatch.metrics.own_values import OwnValues
+from tvmatch.metrics.remarks import class_counts, class_remark
+from tvmatch.metrics.stand_ins import stand_in_remark, stand_ins
+from tvmatch.metrics.training_data import OtherDataError, open_training_data
+from tvmatch.sampling import Method, draw, untaught
 from tvmatch.training.checkpoint import read_header
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.trained import TrainedRun
-
-LARGEST_DIMENSION = 3 * 64 * 64  # beyond it a covariance of pixel values is too large to be of use
 
 
 def evaluate_run(
@@ -27,12 +29,14 @@ def evaluate_run(
     scales: Sequence[float],
     samples: int,
     seed: int,
-    method: str | None = None,
+    method: Method | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """One row of figures for each guidance scale and number of network calls.
 
     The Frechet distance is that of Gaussians fitted to the pixel values (0..1) of the samples and of the training
-    data, or to their latents: exact and quick, but no FID. Digits are also read by `DigitsJudge`.
+    data, or to their latents: exact, but no FID. Digits are also read by `DigitsJudge`. `say` is told what a reader of
+    the figures must know.
     """
     if samples < 2:
         raise ValueError(f"a Frechet distance needs at least 2 samples, got {samples}.")
@@ -43,39 +47,48 @@ def evaluate_run(
     for name, values in (("nfe", calls), ("w", scales)):
         if len(set(values)) != len(values):
             raise ValueError(f"{name} must be given without repetition; got {list(values)}.")
-    for w in scales:
-        trained.check_w(w)
+    unseen = [trained.check_w(w) for w in scales]
     config = read_config(run)
     if not config.data:
         raise ValueError(f"{run} was imported without data to compare with; import it again with --data.")
-    source = open_source(config.data, config.image_size, config.strict)
-    if source.shape != trained.flow.network.data_shape:
-        raise ValueError(f"{config.data} now holds pictures {source.shape}; this run was trained on others.")
-    if source.fingerprint != read_header(trained.checkpoint)["data"]:
+    try:
+        source, cropped = open_training_data(run, trained)
+    except OtherDataError as error:
         raise ValueError(
-            f"data {config.data!r} is not what {run} was trained on. Restore it; a relative path counts from the "
-            "folder in which the run was started."
-        )
-    if int(np.prod(source.shape)) > LARGEST_DIMENSION:
-        raise ValueError(f"pictures of {source.shape} are too large for a Frechet distance of pixel values.")
-    real = _pixel_statistics(source.batch(np.arange(len(source))))
-    classes = trained.flow.network.num_classes
-    label = torch.arange(samples) % classes if classes else torch.full((samples,), -1)
-    judge = None
-    if config.data == "digits":
-        from tvmatch.metrics.judge import DigitsJudge  # scikit-learn takes a second to import
+            f"{error}. Restore it; a relative path counts from the folder in which the run was started."
+        ) from error
+    with contextlib.closing(source):
+        method = method or trained.method
+        classes = trained.flow.network.num_classes
+        label = torch.arange(samples) % classes if classes else torch.full((samples,), -1)
+        pictures = "pictures" if source.latent_space is None else "latents"
+        held = np.bincount(source.labels, minlength=classes).tolist() if classes else []
+        told = [
+            rank_remark("samples", samples, int(np.prod(source.shape))),
+            rank_remark(pictures, len(source), int(np.prod(source.shape))),
+            class_remark(class_counts(samples, classes), held),
+            cropped,
+            untaught(trained.objective, method, max(calls)),
+            *unseen,
+        ]
+        judge = None
+        if config.data == "digits":
+            from tvmatch.metrics.judge import DigitsJudge  # scikit-learn takes a second to import
 
-        judge = DigitsJudge()
-    rows = []
-    for w in scales:
-        for nfe in calls:
-            x = draw(trained.flow, label, w, nfe, seed=seed, method=method or trained.method)
-            pictures = to_pictures(x).numpy() if source.latent_space is None else x.numpy()
-            row: dict[str, Any] = {"nfe": nfe, "w": w}
-            if judge is not None:
-                row["class_accuracy"] = judge.class_accuracy(pictures, label.numpy())
-            row["frechet"] = frechet_distance(_pixel_statistics(pictures), real)
-            rows.append(row)
+            judge = DigitsJudge()
+        real = OwnValues(source)
+        rows = []
+        for w in scales:
+            for nfe in calls:
+                x = draw(trained.flow, label, w, nfe, seed=seed, method=method)
+                drawn = to_pictures(x).numpy() if source.latent_space is None else x.numpy()
+                row: dict[str, Any] = {"nfe": nfe, "w": w}
+                if judge is not None:
+                    row["class_accuracy"] = judge.class_accuracy(drawn, label.numpy())
+                row["frechet"] = real.distance(drawn)
+                rows.append(row)
+        for remark in filter(None, (*told, stand_in_remark(config.data, stand_ins(source)))):
+            say(remark)
     return rows
 
 
@@ -94,9 +107,3 @@ def pins_of(trained: TrainedRun, samples: int, seed: int, method: str | None = N
         "torch": torch.__version__,
         "tvmatch": __version__,
     }
-
-
-def _pixel_statistics(pictures: np.ndarray) -> FeatureStatistics:
-    """Of uint8 pictures, scaled to 0..1, or of latents as they are."""
-    features = pictures.reshape(len(pictures), -1).astype(np.float64)
-    return FeatureStatistics.from_features(features / 255 if pictures.dtype == np.uint8 else features)

@@ -15,9 +15,10 @@ from torch import Tensor
 from tvmatch import __version__
 from tvmatch.data.source import Source
 from tvmatch.files import replacing
-from tvmatch.metrics.collecting import Job, collect, removed_when_done
+from tvmatch.metrics.collecting import Job, collect, removed_when_done, share_of
 from tvmatch.metrics.features import FeatureNetwork, sha256_of
 from tvmatch.metrics.frechet import FeatureStatistics
+from tvmatch.metrics.stand_ins import stand_ins
 from tvmatch.provenance import code_hash
 from tvmatch.training.ranks import Ranks
 
@@ -26,7 +27,7 @@ TOLD = ("data", "fingerprint", "pictures", "shape", "network")  # what a file mu
 IDENTITY = ("sha256", "size", "resize", "mean", "deviation")  # of the network that made it
 KEPT = 50_000  # features kept by default, among which neighbours are sought: 400 MB of Inception's
 # what brings pictures to features and adds them up: fingerprints of folders do not say how pictures are decoded
-CODE = ("data", *(f"metrics/{name}.py" for name in ("collecting", "features", "frechet", "statistics")))
+CODE = ("data", *(f"metrics/{name}.py" for name in ("collecting", "features", "frechet", "stand_ins", "statistics")))
 FLAT = 1e-12  # of the squared mean: a variance that is only rounding
 
 
@@ -95,8 +96,25 @@ def gather_statistics(
             ranks,
             batch_size,
         )
+        bad = torch.tensor(float(stand_ins(source, share_of(count, ranks))), dtype=torch.float64)
+        provenance["stand_ins"] = round(ranks.count * float(ranks.mean(bad)))  # of a pass that was killed: those since
         ranks.on_main(lambda: _write(out, collected.statistics(), collected.features, kept, provenance))
     return out
+
+
+def check_replaceable(out: Path, source: Source, name: str, network: FeatureNetwork) -> None:
+    """`ValueError` if `out` is there and holds anything but statistics of the same data by the same network: an
+    evaluation may be pinned to it."""
+    if not out.exists():
+        return
+    told = read_statistics(out).provenance
+    theirs, ours = told["network"], network.identity()
+    if told["fingerprint"] != source.fingerprint or any(theirs[each] != ours[each] for each in IDENTITY):
+        held = f"{told['data']!r} by {theirs.get('file', 'a network')}"
+        raise ValueError(
+            f"{out} holds statistics of {held}, and not of this {name!r} by {network.path.name}; it is not "
+            "overwritten. Choose another name, or remove it."
+        )
 
 
 def made_by() -> dict[str, str]:

@@ -21,10 +21,11 @@ LINES = {  # title -> (figures, logarithmic scale)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl. `ValueError` if there is none."""
+    """The lines of RUN/metrics.jsonl, but for a last one that a kill has cut short. `ValueError` if there is none."""
     read_config(run)  # an error of its own for a folder that is no run
     path = run / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+    lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
     if not lines:
         raise ValueError(f"{path} holds no figures yet; a run writes them every --log-every steps.")
     try:
