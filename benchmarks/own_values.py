@@ -4,8 +4,8 @@
     python benchmarks/own_values.py --json benchmarks/results/own_values_cpu.json      (one thread, minutes)
     python benchmarks/own_values.py --tiny                                             (does it run)
 
-Random pictures; by products of data and samples, and for the smaller ones also by covariances, whose seconds grow with the
-sixth power of the side; `taken` is what the command chooses. `first` also makes what later rows have from it.
+Random pictures; by products of data and samples, and for the smaller ones also by covariances, whose seconds grow with
+the sixth power of the side; `taken` is what the command chooses. `first` also makes what later rows have from it.
 """
 
 import argparse
