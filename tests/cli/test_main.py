@@ -90,6 +90,15 @@ def test_an_error_of_many_lines_is_told_in_one(capsys: pytest.CaptureFixture, mo
     assert tvmatch(capsys, "presets").err == "tvmatch presets: first second\n"
 
 
+def test_a_mistake_has_its_exit_code_where_stderr_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvmatch.cli import main
+
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert main(["train", "--device", "gpu"]) == 2
+        assert main(["trian"]) == 2
+
+
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvmatch.cli import main
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from tvmatch import __version__
+from tvmatch.telling import give_up, tell
 
 # name -> (module, one line of help); modules are imported when called, so that --help is quick
 COMMANDS = {
@@ -59,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `tvmatch {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}."
-        print(f"tvmatch: no command {name!r}; {hint}", file=sys.stderr)
+        tell(f"tvmatch: no command {name!r}; {hint}")
         return BAD_INPUT
     command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).command
     try:
         return command(rest)
     except BrokenPipeError:  # whoever read what is printed has seen enough: `tvmatch presets | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+        give_up(sys.stdout)
         return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         _complain(name, error)
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(name, error)
         return 1
     except KeyboardInterrupt:
-        print(f"tvmatch {name}: interrupted", file=sys.stderr)
+        tell(f"tvmatch {name}: interrupted")
         return 130
 
 
@@ -89,4 +90,4 @@ def _complain(command: str, error: Exception | str) -> None:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = f"{error.filename}: {error.strerror}."  # without Python's "[Errno 2]"
     rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"tvmatch {command}{rank}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    tell(f"tvmatch {command}{rank}: {' '.join(str(error).splitlines())}")

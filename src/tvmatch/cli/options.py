@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import sys
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+
+from tvmatch.telling import tell
 
 Options = TypeVar("Options")
 
@@ -127,4 +128,4 @@ def refuse_ranks(why: str) -> None:
 def warn(command: str, message: str | None) -> None:
     """A line on stderr, if there is something to say."""
     if message is not None:
-        print(f"tvmatch {command}: warning: {message}", file=sys.stderr)
+        tell(f"tvmatch {command}: warning: {message}")

@@ -1,8 +1,7 @@
 """`tvmatch train`."""
 
-import sys
-
 from tvmatch.cli.options import parse, take_option
+from tvmatch.telling import print_result, tell
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.recipes import find_recipe
 
@@ -34,6 +33,6 @@ def command(arguments: list[str]) -> int:
         return 128 + result.signal
     if result.rank > 0:
         return 0
-    print(f"{config.run}: {result.step} steps, {result.images_per_second:.0f} images/s", file=sys.stderr)
-    print(f"draw with: tvmatch sample {config.run}")
+    tell(f"{config.run}: {result.step} steps, {result.images_per_second:.0f} images/s")
+    print_result("train", f"draw with: tvmatch sample {config.run}")
     return 0

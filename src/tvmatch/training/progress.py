@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar with loss, speed and time left on a terminal, a line now and then elsewhere."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -7,14 +8,18 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tvmatch.telling import Lasting
+
 QUIET_SECONDS = 10.0  # between lines where there is no terminal
 
 
 class TrainingProgress:
-    """Use as a context manager; call `update` at every step, with new figures when there are some."""
+    """Use as a context manager; call `update` at every step, with new figures when there are some. All goes to stderr,
+    and nowhere once that cannot be written."""
 
     def __init__(self, name: str, start: int, steps: int, enabled: bool = True) -> None:
-        self.console = Console(stderr=True)
+        # a closed pipe, for which rich would end the program, or a full disk must not end a run
+        self.console = Console(file=Lasting(sys.stderr))
         self.name, self.steps, self.start = name, steps, start
         self.enabled = enabled
         self.bar = Progress(
