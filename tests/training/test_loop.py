@@ -266,7 +266,7 @@ def test_the_same_options_end_with_the_same_bits(tmp_path: Path, default: dict[s
         ("weighted", False),
         ("detach_jvp", True),
         ("jumps", "uniform"),
-        ("label_dropout", 1.0),
+        ("label_dropout", 0.9),
         ("learning_rate", 2e-3),
         ("warmup_steps", 0),
         ("beta1", 0.5),

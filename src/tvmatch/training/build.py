@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.dit import DiTConfig
@@ -86,6 +88,23 @@ def guidance_of(config: TrainConfig, num_classes: int) -> str:
             "--label-dropout 0."
         )
     return "1"
+
+
+def check_label_dropout(config: TrainConfig, labels: np.ndarray) -> None:
+    """Raise `ValueError` for a share of hidden classes with which guidance cannot be learned from data of these labels
+    [N]. Every objective mixes the velocity without a class into its guided target, and w is 1 for samples without."""
+    if not (labels >= 0).any() or parse_guidance(config.guidance).always_one:
+        return
+    if config.label_dropout == 0 and (labels >= 0).all():
+        raise ValueError(
+            f"label_dropout 0: guidance {config.guidance} asks for the velocity without a class, and no sample would "
+            "teach it; give --label-dropout 0.1, or --guidance 1."
+        )
+    if config.label_dropout == 1:
+        raise ValueError(
+            f"label_dropout 1: without a class w is 1, so guidance {config.guidance} would do nothing; give "
+            "--label-dropout 0.1, or --guidance 1."
+        )
 
 
 def build_objective(config: TrainConfig, flow: FlowMap, data_deviation: float = 1.0) -> Objective:

@@ -10,7 +10,14 @@ from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.probe import verify_tangents
-from tvmatch.training.build import build_flow, build_objective, guidance_of, network_shape, shared_in
+from tvmatch.training.build import (
+    build_flow,
+    build_objective,
+    check_label_dropout,
+    guidance_of,
+    network_shape,
+    shared_in,
+)
 from tvmatch.training.checkpoint import CheckpointError, read_header, step_of
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import distribute
@@ -62,6 +69,8 @@ def prepare(
     channels, side, _ = source.shape
     asked = config if fresh else without_vain_options(config, source.num_classes)
     guidance = guidance_of(asked, source.num_classes)
+    if fresh:  # earlier versions took any share, and a run of theirs goes on
+        check_label_dropout(config, source.labels)
     shape = network_shape(config, side, channels, source.num_classes)
     device = ranks.device
     loaded = config.initial is not None and fresh

@@ -1,0 +1,54 @@
+"""Options that data or other options give nothing to do: refused for a new run, taken where an earlier one goes on."""
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from tests.training.support import tiny_config
+from tvmatch.data.arrays import source_from_arrays
+from tvmatch.training.build import check_label_dropout
+from tvmatch.training.config import ObjectiveName, TrainConfig, to_yaml
+from tvmatch.training.loop import train
+from tvmatch.training.trained import load_run
+
+LABELS = np.arange(4) % 2
+
+
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (0.0, "label_dropout 0: guidance 1:2 asks for the velocity without a class, .*; give --label-dropout 0.1"),
+        (1.0, "label_dropout 1: without a class w is 1, so guidance 1:2 would do nothing; give --label-dropout 0.1"),
+    ],
+)
+def test_guidance_that_cannot_be_learned_is_refused(
+    tmp_path: Path, objective: ObjectiveName, share: float, message: str
+) -> None:
+    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), LABELS)
+    config = tiny_config(tmp_path / "run", objective=objective, guidance="1:2", label_dropout=share, steps=1)
+    with pytest.raises(ValueError, match=message):
+        train(config, source=source, show=False)
+    assert not config.run.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_run_whose_guidance_is_not_learned_goes_on(tmp_path: Path, share: float) -> None:
+    """Earlier versions began it, and what it trains with stays what it was. Without guidance any share is right."""
+    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), LABELS)
+    config = tiny_config(tmp_path / "run", label_dropout=share, steps=2)
+    train(dataclasses.replace(config, guidance="1"), source=source, show=False)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    train(dataclasses.replace(config, steps=4), source=source, show=False)
+    assert load_run(tmp_path / "run").step == 4
+
+
+def test_samples_without_a_class_teach_what_guidance_asks_for() -> None:
+    config = TrainConfig(guidance="2", label_dropout=0.0)
+    check_label_dropout(config, np.array([0, -1, 1]))
+    check_label_dropout(dataclasses.replace(config, guidance="1.5", label_dropout=0.1), np.array([0, 1]))
+    with pytest.raises(ValueError, match="label_dropout 0: guidance 2"):
+        check_label_dropout(config, np.array([0, 1]))
