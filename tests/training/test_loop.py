@@ -309,6 +309,24 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert (header["step"], header["class_names"]) == (6, [str(digit) for digit in range(10)])
 
 
+@pytest.mark.parametrize("sample_every", [2, 3])
+def test_images_per_second_are_those_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_every: int
+) -> None:
+    """Pictures take no part of them, whether drawn right after a line of metrics or between two."""
+
+    def slow_preview(*_: object) -> Image.Image:
+        time.sleep(1.0)
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr("tvmatch.training.loop.draw_preview", slow_preview)
+    config = tiny_config(tmp_path / "run", log_every=2, sample_every=sample_every, checkpoint_every=100)
+    result = train(config, show=False)
+    lines = [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
+    most = 2 * config.batch_size / 1.0  # of two steps, if a picture were counted with them
+    assert all(speed > most for speed in (result.images_per_second, *(line["images_per_second"] for line in lines)))
+
+
 def test_the_seconds_until_the_first_step_are_written_once_a_start(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", steps=3, log_every=2)
     run(config)

@@ -286,11 +286,14 @@ class _Run:
         """A picture of samples by the slowest average, in RUN/samples and on TensorBoard."""
         if not self.draws:
             return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # steps on their way are training still
+        began = time.perf_counter()
         flow = self.state.ema.flows[max(self.state.ema.flows)]
         picture = draw_preview(flow, self.config, self.source.class_names, self.to_pictures)
         if self.records is not None:
             self.records.picture(self.state.step, picture)
-        self.since = time.perf_counter() if not self.instruments.steps else self.since
+        self.since += time.perf_counter() - began
 
     def save(self) -> Path:
         """Begin to write a checkpoint of this step, unless the ranks have drifted apart."""
