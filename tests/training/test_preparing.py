@@ -52,3 +52,34 @@ def test_samples_without_a_class_teach_what_guidance_asks_for() -> None:
     check_label_dropout(dataclasses.replace(config, guidance="1.5", label_dropout=0.1), np.array([0, 1]))
     with pytest.raises(ValueError, match="label_dropout 0: guidance 2"):
         check_label_dropout(config, np.array([0, 1]))
+
+
+@pytest.mark.parametrize("labels", [LABELS, None])
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [("terminal-velocity", "scaled"), ("terminal-velocity", "weighted"), ("mean-flow", "scaled")],
+)
+def test_what_goes_by_w_is_refused_where_w_is_always_1_but_an_earlier_run_goes_on(
+    tmp_path: Path, objective: ObjectiveName, name: str, labels: np.ndarray | None
+) -> None:
+    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), labels)
+    guidance = "1.5" if labels is None else "1.0"  # without classes the default is 1 all the same
+    config = tiny_config(tmp_path / "run", objective=objective, guidance=guidance, steps=2)
+    vain = dataclasses.replace(config, **{name: False})
+    with pytest.raises(ValueError, match=f"{name}=False does nothing where w is always 1; leave it out"):
+        train(vain, source=source, show=False)
+    assert not config.run.exists()
+    train(config, source=source, show=False)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(vain))
+    train(dataclasses.replace(vain, steps=4), source=source, show=False)
+    assert load_run(tmp_path / "run").step == 4
+    if labels is not None:
+        train(dataclasses.replace(vain, run=tmp_path / "guided", guidance="1:2"), source=source, show=False)
+
+
+def test_unscaled_weights_of_another_run_go_on_without_guidance(tmp_path: Path) -> None:
+    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), LABELS)
+    given = tiny_config(tmp_path / "given", scaled=False, steps=1)
+    train(given, source=source, show=False)
+    config = tiny_config(tmp_path / "run", scaled=False, guidance="1", initial=str(given.run), steps=1)
+    train(config, source=source, show=False)

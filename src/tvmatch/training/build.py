@@ -54,6 +54,8 @@ OWN_JUMPS = (Shortcut, ConsistencyTraining, InductiveMomentMatching)  # dyadic; 
 
 OWN_OPTIONS = ("detach_jvp", "weighted", "boundary_at_end", "terminal_every")  # of terminal velocity matching alone
 
+BY_W = ("scaled", "weighted")  # multiply by w and divide by w^2
+
 NETWORK_OPTIONS = ("norm", "qk_norm", "modulation_norm", "initialisation")
 
 
@@ -111,6 +113,10 @@ def build_objective(config: TrainConfig, flow: FlowMap, data_deviation: float = 
     """The objective that the configuration names, around `flow`. An option that it would ignore is an error.
     `data_deviation` is that of the data as the network sees it, which the times of consistency training follow."""
     guidance = parse_guidance(guidance_of(config, flow.network.num_classes))
+    if guidance.always_one:
+        # weights of another run ask for the same parameterisation
+        vain = [name for name in BY_W if name != "scaled" or config.initial is None]
+        _refuse(config, *vain, reason="does nothing where w is always 1")
     match config.objective:
         case "terminal-velocity":
             return TerminalVelocityMatching(
@@ -147,9 +153,11 @@ def shared_in(config: TrainConfig) -> tuple[int, str]:
     return config.terminal_every, f"terminal_every={config.terminal_every}"
 
 
-def _refuse(config: TrainConfig, *names: str, owner: str | None = None) -> None:
-    """Raise if one of these options was given: the objective (or `owner`) would ignore it."""
+def _refuse(config: TrainConfig, *names: str, owner: str | None = None, reason: str | None = None) -> None:
+    """Raise if one of these options was given: the objective (or `owner`) would ignore it, or for another reason."""
     defaults = TrainConfig()
     for name in names:
-        if getattr(config, name) != getattr(defaults, name):
-            raise ValueError(f"{owner or config.objective} has no option {name}; leave it out.")
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            what = f"{owner or config.objective} has no option {name}" if reason is None else f"{name}={value} {reason}"
+            raise ValueError(f"{what}; leave it out.")

@@ -11,6 +11,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.probe import verify_tangents
 from tvmatch.training.build import (
+    BY_W,
     build_flow,
     build_objective,
     check_label_dropout,
@@ -106,13 +107,15 @@ def prepare(
 
 
 def without_vain_options(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """For a run that goes on: earlier versions took guidance and hidden classes for data without classes, and the decay
-    of a target for flow matching without guidance. They did nothing, and such a run cannot be given others now."""
+    """For a run that goes on: earlier versions took guidance and hidden classes for data without classes, and where w
+    is always 1 what multiplies or divides by it, and the decay of a target for flow matching. They did nothing, and
+    such a run cannot be given others now."""
     default = TrainConfig()
     if num_classes == 0:
         config = dataclasses.replace(config, guidance=default.guidance, label_dropout=default.label_dropout)
-    if config.objective == "flow-matching" and parse_guidance(guidance_of(config, num_classes)).always_one:
-        config = dataclasses.replace(config, target_ema=default.target_ema)
+    if parse_guidance(guidance_of(config, num_classes)).always_one:
+        vain = (*BY_W, *(["target_ema"] if config.objective == "flow-matching" else []))
+        config = dataclasses.replace(config, **{name: getattr(default, name) for name in vain})
     return config
 
 
