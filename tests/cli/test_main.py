@@ -99,6 +99,27 @@ def test_a_mistake_has_its_exit_code_where_stderr_cannot_be_written(monkeypatch:
         assert main(["trian"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "tvmatch train: device must be auto, cpu or cuda, got 'gpu'"),  # nobody's launcher
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "tvmatch train (rank 1): device must be auto, cpu or cuda, got 'gpu'"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "tvmatch train: device must be auto, cpu or cuda, got 'gpu'"),
+    ],
+)
+def test_a_mistake_is_told_whatever_a_launcher_has_said(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, told: dict, message: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    answer = tvmatch(capsys, "train", "--device", "gpu", "--run", "nowhere/run")
+    assert answer.code == 2
+    assert answer.err.startswith(message)
+    assert answer.err.count("\n") == 1
+
+
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvmatch.cli import main
 

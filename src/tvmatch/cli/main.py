@@ -1,5 +1,6 @@
 """`tvmatch COMMAND`: finds the command, and turns the errors that users can mend into one line."""
 
+import contextlib
 import difflib
 import os
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from tvmatch import __version__
+from tvmatch.launched import launched
 from tvmatch.telling import give_up, tell
 
 # name -> (module, one line of help); modules are imported when called, so that --help is quick
@@ -89,5 +91,8 @@ def _complain(command: str, error: Exception | str) -> None:
     """One line on stderr, whatever the message holds; of several processes each says which it is."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = f"{error.filename}: {error.strerror}."  # without Python's "[Errno 2]"
-    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    tell(f"tvmatch {command}{rank}: {' '.join(str(error).splitlines())}")
+    which = ""
+    with contextlib.suppress(ValueError):  # bad numbers are perhaps what this is about
+        rank, count = launched() or (0, 1)
+        which = f" (rank {rank})" if count > 1 else ""
+    tell(f"tvmatch {command}{which}: {' '.join(str(error).splitlines())}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from tvmatch.launched import launched
 from tvmatch.telling import tell
 
 Options = TypeVar("Options")
@@ -120,7 +121,7 @@ def check_replaced(out: Path, keys: Collection[str], others: Collection[str] = (
 
 def refuse_ranks(why: str) -> None:
     """Raise under a launcher of several processes: each would do the same work and write the same file."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    _, count = launched() or (0, 1)
     if count > 1:
         raise ValueError(f"{why}, and {count} were started; leave the launcher (torchrun) out.")
 

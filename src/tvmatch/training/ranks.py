@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tvmatch.devices import choose_device
+from tvmatch.launched import launched
 from tvmatch.training.config import Strategy
 
 Result = TypeVar("Result")
@@ -184,8 +185,8 @@ def join_ranks(strategy: Strategy, device_name: str) -> Iterator[Ranks]:
     fit the way in which the process was started. In a program that has its own process group, that one is used.
     """
     device = choose_device(device_name)
-    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if started else (0, 1)
+    started = launched()
+    rank, count = started or (0, 1)
     if strategy == "auto":
         strategy = "ddp" if count > 1 else "single"
     if strategy == "single":
@@ -193,7 +194,7 @@ def join_ranks(strategy: Strategy, device_name: str) -> Iterator[Ranks]:
             raise ValueError(f"{count} processes were started, but --strategy is single; use ddp or fsdp.")
         yield Ranks(device)
         return
-    if not started:
+    if started is None:
         raise ValueError(f"--strategy {strategy} needs a launcher that starts one process a GPU: {HINT}")
     if device.type == "cuda":
         device = _own_gpu(device)
