@@ -337,12 +337,16 @@ def test_the_seconds_until_the_first_step_are_written_once_a_start(tmp_path: Pat
     assert 0 < written[2] <= lines[0]["training_seconds"]
 
 
-def test_a_run_without_the_checkpoints_it_had_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(tiny_command(tmp_path / "run")) == 0
+@pytest.mark.parametrize("checkpoint_every", [2, 6, 100])
+def test_a_run_without_the_checkpoints_it_had_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture, checkpoint_every: int
+) -> None:
+    command = tiny_command(tmp_path / "run", checkpoint_every=checkpoint_every)
+    assert main(command) == 0
     assert "no checkpoint" not in capsys.readouterr().err
     for path in list_checkpoints(tmp_path / "run"):
         remove(path)
-    assert main(tiny_command(tmp_path / "run")) == 0
+    assert main(command) == 0
     assert "was trained until step 6 at least, and holds no checkpoint: starting anew from step 0" in (
         " ".join(capsys.readouterr().err.split())
     )

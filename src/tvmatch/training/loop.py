@@ -153,7 +153,7 @@ class _Run:
             stack.enter_context(self.ranks.exchanging())
             if state.step:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
-            elif self.records is not None and (lost := self.records.lost(config.checkpoint_every)) is not None:
+            elif self.records is not None and (lost := self.records.lost()) is not None:
                 self.progress.say(lost)
             changed = other_shares(config, state.step, self.header["share"])
             for notice in filter(None, (changed, self.objective.notice())):

@@ -44,9 +44,10 @@ class Records:
         save_png(picture, self.run / "samples" / f"step_{step:08d}.png")
         self.board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
-    def lost(self, checkpoint_every: int) -> str | None:
-        """In words, where a run that begins anew was trained before, beyond its first checkpoint; None otherwise."""
-        if self.metrics.dropped <= checkpoint_every:
+    def lost(self) -> str | None:
+        """In words, how far a run that begins anew was trained before: its checkpoints are gone, or it was killed
+        before its first. None where it had written nothing."""
+        if not self.metrics.dropped:
             return None
         return (
             f"{self.run} was trained until step {self.metrics.dropped} at least, and holds no checkpoint: starting "
