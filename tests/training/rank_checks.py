@@ -203,7 +203,7 @@ def record_in_vain(config: TrainConfig) -> tuple[int, str]:
         label = torch.from_numpy(SOURCE.labels[run.stream.indices(0)])
         for _ in range(run.gradient.launched_first):
             run.step(images, label)
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(step_gradient.RecordingError) as caught:
             run.step(images, label)
         return run.gradient.launched, str(caught.value)
 

@@ -9,7 +9,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.networks.presets import build_network, network_config
 from tvmatch.objectives import FlowMatching, Part, TerminalVelocityMatching
 from tvmatch.training.engine import prepare_objective, should_capture
-from tvmatch.training.step_gradient import LAUNCHED_STEPS, StepGradient, check_recorded
+from tvmatch.training.step_gradient import LAUNCHED_STEPS, RecordingError, StepGradient, check_recorded
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -45,9 +45,9 @@ def test_a_launched_step_fills_the_gradient_and_clears_it(flow: FlowMap) -> None
 def test_a_recording_that_differs_or_stands_still_is_refused() -> None:
     check_recorded((1.0, 2.0), (1.001, 2.001), (1.1, 2.1))
     for recorded in ((1.1, 2.0), (1.0, 2.2), (float("nan"), 2.0)):
-        with pytest.raises(RuntimeError, match="--graphs off"):
+        with pytest.raises(RecordingError, match="--graphs off"):
             check_recorded((1.0, 2.0), recorded, (3.0, 4.0))
-    with pytest.raises(RuntimeError, match="draws stand still"):
+    with pytest.raises(RecordingError, match="draws stand still"):
         check_recorded((1.0, 2.0), (1.0, 2.0), (1.0, 2.0))
 
 

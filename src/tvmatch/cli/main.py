@@ -75,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except RuntimeError as error:
         from tvmatch.networks.duals import TangentError
-        from tvmatch.training.loop import TrainingError
+        from tvmatch.training.failures import MemoryFullError, TrainingError
         from tvmatch.training.ranks import RanksError
+        from tvmatch.training.step_gradient import RecordingError
 
-        if not isinstance(error, TangentError | TrainingError | RanksError):
+        if not isinstance(error, TangentError | TrainingError | MemoryFullError | RanksError | RecordingError):
             raise
         _complain(name, error)
         return 1

@@ -26,11 +26,12 @@ from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, 
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
 from tvmatch.training.engine import outer_products, should_capture, should_compile, start_compilers
+from tvmatch.training.failures import TrainingError, told_failures
 from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume, share_of
 from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
-from tvmatch.training.ranks import Ranks, RanksError, Vote, checksums, join_ranks
+from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.records import Records
 from tvmatch.training.run_folder import RunFolderError, claim_run, open_run, other_shares
 from tvmatch.training.saving import Saver
@@ -38,10 +39,6 @@ from tvmatch.training.schedule import Schedule
 from tvmatch.training.signals import PATIENCE, collected_signals
 from tvmatch.training.state import TrainingState
 from tvmatch.training.step_gradient import StepGradient
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what was saved."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +84,8 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
             # only now is anything written: an option that cannot work must not leave a folder that then refuses the
             # right one
             ranks.on_main(lambda: stack.enter_context(claim_run(config, before)) and None)
-            try:
-                return _Run(config, source, state, header, module, ranks, schedule, show).go()
-            except OSError as error:
-                raise TrainingError(
-                    f"step {state.step}: cannot write into {config.run}: {error.strerror or error}. "
-                    f"{last_checkpoint_text(config.run)} "
-                    "Free some space or make the folder writable, then run the same command again to continue."
-                ) from error
-            except RanksError as error:
-                raise RanksError(f"{error} {last_checkpoint_text(config.run)}") from error
+            stack.enter_context(told_failures(config.run, state))
+            return _Run(config, source, state, header, module, ranks, schedule, show).go()
 
 
 def step_seed(seed: int, step: int) -> int:

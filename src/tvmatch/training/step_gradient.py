@@ -24,6 +24,10 @@ LAUNCHED_STEPS_DDP = 11  # in its first ten DDP reads the times of its events, f
 TOLERANCE = 1e-2  # of loss and gradient norm between a launched and a recorded step: order of 16-bit sums, not more
 
 
+class RecordingError(RuntimeError):
+    """A step that cannot be recorded, or a recording that does not repeat it; the message says so and what to do."""
+
+
 class StepGradient:
     """Fills `.grad` of every parameter with the gradient of a step's loss.
 
@@ -32,7 +36,7 @@ class StepGradient:
     Between calls use `clear` in place of `optimizer.zero_grad`: a recorded step writes its gradients anew by itself.
     A recorded step of several `ranks` exchanges its weights and gradients in the graph; call `close` before they part.
 
-    `ValueError` where a recorded step is called with another shape of batch. `RuntimeError`, on every rank, where a
+    `ValueError` where a recorded step is called with another shape of batch. `RecordingError`, on every rank, where a
     step cannot be recorded or a recording does not repeat the launched step.
     """
 
@@ -114,7 +118,7 @@ class StepGradient:
             failure = error
         if float(self.ranks.mean(torch.tensor(float(failure is not None)))) > 0:
             here = f"{type(failure).__name__}: {failure}" if failure else "another one says why"
-            raise RuntimeError(
+            raise RecordingError(
                 f"rank {self.ranks.rank}: the step cannot be recorded ({here}). Train with --graphs off."
             ) from failure
         generator.manual_seed(1)
@@ -140,12 +144,12 @@ def check_recorded(
     """Raise if a recorded step does not repeat a launched one (loss, gradient norm), or repeats it for any seed."""
     for name, expected, got in zip(("loss", "gradient norm"), launched, recorded, strict=True):
         if not math.isclose(expected, got, rel_tol=TOLERANCE):
-            raise RuntimeError(
+            raise RecordingError(
                 f"the recorded step gives {name} {got:.6g} where the launched one gives {expected:.6g}: it cannot be "
                 "trusted. Train with --graphs off, and report this."
             )
     if other_seed == recorded:
-        raise RuntimeError(
+        raise RecordingError(
             "the recorded step gives the same loss and gradient for another seed: its draws stand still. Train with "
             "--graphs off, and report this."
         )
