@@ -90,6 +90,16 @@ def test_a_recipe_sets_the_options_and_others_go_before_it(tmp_path: Path, capsy
     assert "batch_size: 4" in config
 
 
+def test_a_recipe_takes_a_folder_and_data_that_are_the_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--network", TINY, "--batch-size", "4", "--steps", "1", "--device", "cpu", "--sample-every", "0"]
+    answer = tvmatch(capsys, "train", "--recipe", "cifar10", "--run", "runs/digits", "--data=digits", *small)
+    assert answer.code == 0, answer.err
+    assert read_config(Path("runs/digits")).optimizer == "muon"
+
+
 def test_a_recipe_needs_data_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for arguments, message in (
         (["--recipe", "cifar"], "no recipe is called 'cifar'; did you mean 'cifar10'?"),

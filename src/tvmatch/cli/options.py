@@ -78,6 +78,11 @@ def take_option(name: str, arguments: Sequence[str]) -> tuple[str | None, list[s
     return value, rest
 
 
+def given(name: str, arguments: Sequence[str]) -> bool:
+    """Whether an option is among the arguments, be its value the default or another."""
+    return any(word == name or word.startswith(f"{name}=") for word in arguments)
+
+
 def check_seed(seed: int) -> None:
     """Raise unless `seed` fits the generator of the noise."""
     if not 0 <= seed < 2**63:

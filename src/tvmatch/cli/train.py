@@ -1,6 +1,6 @@
 """`tvmatch train`."""
 
-from tvmatch.cli.options import parse, take_option
+from tvmatch.cli.options import given, parse, take_option
 from tvmatch.telling import print_result, tell
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.recipes import find_recipe
@@ -22,9 +22,9 @@ def command(arguments: list[str]) -> int:
     name, arguments = take_option("--recipe", arguments)
     default = TrainConfig() if name is None else find_recipe(name).config()
     config = parse(TrainConfig, "train", DESCRIPTION, arguments, default=default)
-    if name is not None and config.run == default.run:
+    if name is not None and not given("--run", arguments):
         raise ValueError(f"--recipe {name} needs a folder for the run: --run FOLDER.")
-    if name is not None and config.data == default.data:
+    if name is not None and not given("--data", arguments):
         raise ValueError(f"--recipe {name} needs data: --data FOLDER_OR_FILE.")
     from tvmatch.training.loop import train
 
