@@ -11,5 +11,6 @@ OUT=${1:?give a folder for the run}
 DATA=${2:-hf:uoft-cs/cifar10?split=train&image=img&label=label}
 
 python3 benchmarks/recipe_cost.py cifar10
-python3 -m tvmatch train --recipe cifar10 --data "$DATA" --image-size 32 --run "$OUT"
+OPTIONS=(--recipe cifar10 --data "$DATA" --image-size 32 --run "$OUT")
+python3 runs/complete.py "${OPTIONS[@]}" || python3 -m tvmatch train "${OPTIONS[@]}"
 python3 -m tvmatch sample "$OUT" --nfe 1 --w 2 --count 100 --out "$OUT/one_call.png"

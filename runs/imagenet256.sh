@@ -14,6 +14,10 @@ cd "$(dirname "$0")/.."
 PICTURES=${1:?give the training folder of ILSVRC2012}
 OUT=${2:?give a folder for latents and run}
 CALLS=${3:-1}
+if [[ $CALLS != 1 && $CALLS != 4 ]]; then
+    echo "CALLS is 1 or 4, as there are recipes for, not '$CALLS'" >&2
+    exit 2
+fi
 RECIPE=imagenet256-$CALLS
 GPUS=${GPUS:-$(python3 -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 AT_A_TIME=${AT_A_TIME:-64}
@@ -27,6 +31,6 @@ while ((2048 / (GPUS * ACCUMULATE) > AT_A_TIME)); do ((ACCUMULATE *= 2)); done
 python3 benchmarks/recipe_cost.py "$RECIPE"
 LAUNCH="torchrun --standalone --nproc-per-node $GPUS -m -- tvmatch"
 $LAUNCH encode "$PICTURES" "$OUT/latents256" --codec ${CODEC:-stabilityai/sd-vae-ft-mse} --image-size 256
-$LAUNCH train --recipe "$RECIPE" --data "$OUT/latents256" --run "$OUT/$RECIPE" \
-    --accumulate $ACCUMULATE
+OPTIONS=(--recipe "$RECIPE" --data "$OUT/latents256" --run "$OUT/$RECIPE" --accumulate $ACCUMULATE)
+python3 runs/complete.py "${OPTIONS[@]}" || $LAUNCH train "${OPTIONS[@]}"
 python3 -m tvmatch sample "$OUT/$RECIPE" --nfe "$CALLS" --count 64 --class goldfish --out "$OUT/goldfish.png"

@@ -14,9 +14,10 @@ OUT=${2:-runs/pictures}
 TVMATCH=${TVMATCH:-python3 -m tvmatch}
 
 $TVMATCH encode "$PICTURES" "$OUT/latents" --codec "${CODEC:-tests/data/taef2}" --image-size "${SIZE:-224}"
-$TVMATCH train --run "$OUT/run" --data "$OUT/latents" --flip \
-    --network "${NETWORK:-DiT-S/2}" --steps "${STEPS:-600}" --batch-size "${BATCH:-128}" \
-    --learning-rate 6e-4 --warmup-steps 100 --guidance 1.5 --evaluation-ema 0.99 \
-    --sample-every "${STEPS:-600}" --checkpoint-every 10000
+OPTIONS=(--run "$OUT/run" --data "$OUT/latents" --flip
+    --network "${NETWORK:-DiT-S/2}" --steps "${STEPS:-600}" --batch-size "${BATCH:-128}"
+    --learning-rate 6e-4 --warmup-steps 100 --guidance 1.5 --evaluation-ema 0.99
+    --sample-every "${STEPS:-600}" --checkpoint-every 10000)
+python3 runs/complete.py "${OPTIONS[@]}" || $TVMATCH train "${OPTIONS[@]}"
 $TVMATCH sample "$OUT/run" --nfe 1 --count "${COUNT:-60}" --out "$OUT/one_call.png"
 $TVMATCH sample "$OUT/run" --nfe 4 --count "${COUNT:-60}" --out "$OUT/four_calls.png"

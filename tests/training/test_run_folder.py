@@ -184,6 +184,18 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_config_in_another_encoding_is_named(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    config.run.mkdir()
+    (config.run / "config.yaml").write_bytes("data: Straße\n".encode("latin-1"))
+    message = (
+        r"run/config\.yaml is not text in UTF-8 \(.* at byte 10\): .*\. Save it in UTF-8, or choose another folder"
+    )
+    for look in (lambda: open_run(config), lambda: read_config(config.run)):
+        with pytest.raises(RunFolderError, match=message):
+            look()
+
+
 def test_metrics_after_the_checkpoint_are_dropped_and_written_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path, 0)

@@ -1,5 +1,7 @@
 """The scripts of `runs/`: their options are those of `tvmatch train`, and a signal ends them as promised."""
 
+import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.support import tiny_command
+from tvmatch.cli import main
 from tvmatch.cli.options import parse
 from tvmatch.training.config import TrainConfig
 
@@ -90,7 +94,9 @@ def test_the_batch_is_shared_by_any_number_of_gpus_that_divides_it(
     stand_ins: dict[str, str], tmp_path: Path, name: str, gpus: int, accumulate: int | None
 ) -> None:
     for command in ("torchrun", "srun", "python3"):
-        (tmp_path / "bin" / command).write_text('#!/usr/bin/env bash\necho "$@" >> $TRACE\n')
+        (tmp_path / "bin" / command).write_text(
+            '#!/usr/bin/env bash\necho "$@" >> $TRACE\n[ "$1" != runs/complete.py ]\n'
+        )
         (tmp_path / "bin" / command).chmod(0o755)
     environment = stand_ins | {"GPUS": str(gpus), "SLURM_NTASKS": str(gpus)}
     done = subprocess.run(
@@ -122,3 +128,50 @@ def test_srun_is_told_how_many_cores_a_process_has(
     assert f"--cpus-per-task={asked}" in arguments[: arguments.index("bash")]
     text = (RUNS / "train_slurm.sh").read_text()
     assert re.search(r"#SBATCH --cpus-per-task=(\d+)", text)[1] == "12"
+
+
+@pytest.mark.parametrize(
+    ("complete", "trains", "code", "followed"),
+    [(0, 2, 0, True), (1, 0, 0, True), (1, 2, 2, False), (1, 1, 1, False)],
+)
+@pytest.mark.parametrize("name", ["pictures.sh", "cifar10.sh", "imagenet256.sh", "imagenet512.sh"])
+def test_a_repeated_script_goes_on_after_a_complete_training_and_after_no_failure(
+    stand_ins: dict[str, str], tmp_path: Path, name: str, complete: int, trains: int, code: int, followed: bool
+) -> None:
+    body = f"""echo "$@" >> $TRACE
+[ "$1" != runs/complete.py ] || exit {complete}
+case "$*" in *" train "*) exit {trains};; esac"""
+    for command in ("torchrun", "python3"):
+        (tmp_path / "bin" / command).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / "bin" / command).chmod(0o755)
+    done = subprocess.run(["bash", str(RUNS / name), "DATA", "RUN"], env=stand_ins, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    calls = (tmp_path / "trace").read_text().splitlines()
+    assert any("tvmatch sample " in call for call in calls) == followed
+    asked = [call.removeprefix("runs/complete.py ") for call in calls if call.startswith("runs/complete.py")]
+    trained = [call.partition("tvmatch train ")[2] for call in calls if "tvmatch train " in call]
+    assert trained == ([] if complete == 0 else asked)  # of the same options
+
+
+def test_complete_means_the_same_training_with_nothing_left(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    spec = importlib.util.spec_from_file_location("complete", RUNS / "complete.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    run, options = tmp_path / "run", {"steps": 2}
+    assert script.main(tiny_command(run, **options)[1:]) == 1  # nothing there
+    assert main(tiny_command(run, **options)) == 0
+    capsys.readouterr()
+    assert script.main(tiny_command(run, **options)[1:]) == 0
+    assert capsys.readouterr().err == f"{run}: complete, not trained again\n"
+    for other in ({"steps": 3}, {"steps": 2, "seed": 1}, {"steps": 2, "guidance": "much"}):
+        with contextlib.suppress(SystemExit):  # tyro's, with its own words
+            assert script.main(tiny_command(run, **other)[1:]) == 1
+    assert script.main(["--recipe", "cifar10"]) == 1
+
+
+@pytest.mark.parametrize("name", ["imagenet256.sh", "imagenet512.sh"])
+def test_calls_for_which_there_is_no_recipe(stand_ins: dict[str, str], tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        ["bash", str(RUNS / name), "DATA", "RUN", "2"], env=stand_ins, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "CALLS is 1 or 4, as there are recipes for, not '2'\n")

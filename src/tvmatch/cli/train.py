@@ -17,8 +17,8 @@ Ctrl-C or SIGTERM ends with a checkpoint and exit code 130 or 143; the same comm
 Several GPUs: torchrun --nproc-per-node 8 -m -- tvmatch train ..."""
 
 
-def command(arguments: list[str]) -> int:
-    """Train as the options say; exit code 128 + signal if a signal ended it before it was complete."""
+def read_config(arguments: list[str]) -> TrainConfig:
+    """The configuration that these arguments ask for; `ValueError` for a recipe that lacks what it needs."""
     name, arguments = take_option("--recipe", arguments)
     default = TrainConfig() if name is None else find_recipe(name).config()
     config = parse(TrainConfig, "train", DESCRIPTION, arguments, default=default)
@@ -26,6 +26,12 @@ def command(arguments: list[str]) -> int:
         raise ValueError(f"--recipe {name} needs a folder for the run: --run FOLDER.")
     if name is not None and not given("--data", arguments):
         raise ValueError(f"--recipe {name} needs data: --data FOLDER_OR_FILE.")
+    return config
+
+
+def command(arguments: list[str]) -> int:
+    """Train as the options say; exit code 128 + signal if a signal ended it before it was complete."""
+    config = read_config(arguments)
     from tvmatch.training.loop import train
 
     result = train(config)

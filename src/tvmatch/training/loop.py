@@ -33,7 +33,7 @@ from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.records import Records
-from tvmatch.training.run_folder import RunFolderError, claim_run, open_run, other_shares
+from tvmatch.training.run_folder import RunCompleteError, claim_run, open_run, other_shares
 from tvmatch.training.saving import Saver
 from tvmatch.training.schedule import Schedule
 from tvmatch.training.signals import PATIENCE, collected_signals
@@ -68,7 +68,7 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
         before = ranks.on_main(lambda: open_run(config))
         schedule = Schedule(config, 0.0 if before is None else read_header(before).get("seconds", 0.0), ranks.count)
         if before is not None and schedule.over(step_of(before)):
-            raise RunFolderError(
+            raise RunCompleteError(
                 f"{config.run} already holds this run, complete with {schedule.spent / 60:.1f} minutes. Choose another "
                 "--run, or give more --minutes to continue it."
             )

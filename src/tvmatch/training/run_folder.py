@@ -47,11 +47,15 @@ class RunFolderError(ValueError):
     """A run folder that cannot be used; nothing in it was touched."""
 
 
+class RunCompleteError(RunFolderError):
+    """A run that has nothing left to train."""
+
+
 def open_run(config: TrainConfig) -> Path | None:
     """Find the checkpoint from which the run in this folder continues; None for a fresh start. Nothing is written.
 
-    `RunFolderError` if the folder holds something else, a run with other options, a run that is complete, or if another
-    process trains there; `CheckpointError` if its newest checkpoint is not whole.
+    `RunFolderError` if the folder holds something else, a run with other options, or if another process trains there;
+    `RunCompleteError` if it holds this run, complete; `CheckpointError` if its newest checkpoint is not whole.
     """
     run = config.run
     if run.exists() and not run.is_dir():
@@ -89,7 +93,7 @@ def _continued(config: TrainConfig) -> Path | None:
         return None
     step = step_of(last)
     if step >= config.steps:
-        raise RunFolderError(
+        raise RunCompleteError(
             f"{run} already holds this run, complete with {step} steps. Choose another --run, or give --steps "
             f"above {step} to continue it."
         )
@@ -156,7 +160,14 @@ def read_config(run: Path) -> TrainConfig:
             )
         near = _run_near(run)
         raise RunFolderError(f"{there}; {f'did you mean {near}?' if near else 'choose another folder.'}")
-    return from_yaml(path.read_text("utf-8"), str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise RunFolderError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): damaged, or saved in another "
+            "encoding. Save it in UTF-8, or choose another folder."
+        ) from error
+    return from_yaml(text, str(path))
 
 
 def _run_near(path: Path) -> Path | None:
