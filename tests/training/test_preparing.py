@@ -10,6 +10,7 @@ import pytest
 from tests.training.support import tiny_config
 from tvmatch.data.arrays import source_from_arrays
 from tvmatch.training.build import check_label_dropout
+from tvmatch.training.checkpoint import CheckpointError
 from tvmatch.training.config import ObjectiveName, TrainConfig, to_yaml
 from tvmatch.training.loop import train
 from tvmatch.training.trained import load_run
@@ -83,3 +84,17 @@ def test_unscaled_weights_of_another_run_go_on_without_guidance(tmp_path: Path) 
     train(given, source=source, show=False)
     config = tiny_config(tmp_path / "run", scaled=False, guidance="1", initial=str(given.run), steps=1)
     train(config, source=source, show=False)
+
+
+def test_first_weights_of_another_run_may_have_been_made_otherwise(tmp_path: Path) -> None:
+    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), LABELS)
+    given = tiny_config(tmp_path / "given", initialisation="xavier", steps=1)
+    train(given, source=source, show=False)
+    config = tiny_config(tmp_path / "run", initial=str(given.run), steps=1)
+    train(config, source=source, show=False)
+    message = "initialisation=xavier does nothing with --initial .*given, from which all weights come; leave it out"
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(config, run=tmp_path / "other", initialisation="xavier"), source=source, show=False)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(CheckpointError, match="is of another architecture"):
+        train(dataclasses.replace(config, run=tmp_path / "other", qk_norm=False), source=source, show=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,6 +76,11 @@ def prepare(
     shape = network_shape(config, side, channels, source.num_classes)
     device = ranks.device
     loaded = config.initial is not None and fresh
+    if loaded and config.initialisation != TrainConfig().initialisation:
+        raise ValueError(
+            f"initialisation={config.initialisation} does nothing with --initial {config.initial}, from which all "
+            "weights come; leave it out."
+        )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         with device:  # initial weights are normalised on the device: quick for large networks on a GPU
@@ -128,13 +134,21 @@ def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
 def load_initial(flow: FlowMap, run: Path) -> None:
     """Copy the slowest averaged weights of a trained run; `CheckpointError` if it is of another architecture."""
     trained = load_run(run)
-    theirs, ours = (getattr(each.network, "config", None) for each in (trained.flow, flow))
-    if (theirs, trained.flow.scaled) != (ours, flow.scaled):
+    theirs, ours = (_architecture(each) for each in (trained.flow, flow))
+    if theirs != ours:
         raise CheckpointError(
-            f"--initial {run} is of another architecture: {theirs}, scaled {trained.flow.scaled}; not {ours}, scaled "
-            f"{flow.scaled}."
+            f"--initial {run} is of another architecture: {theirs[0]}, scaled {theirs[1]}; not {ours[0]}, scaled "
+            f"{ours[1]}."
         )
     flow.load_state_dict(trained.flow.state_dict())
+
+
+def _architecture(flow: FlowMap) -> tuple[Any, bool]:
+    """What two flow maps must share for weights of one to fit the other: not how their first weights were made."""
+    config = getattr(flow.network, "config", None)
+    if hasattr(config, "initialisation"):
+        config = dataclasses.replace(config, initialisation=TrainConfig().initialisation)
+    return config, flow.scaled
 
 
 def resume(state: TrainingState, header: dict, path: Path, ranks: Ranks) -> None:
