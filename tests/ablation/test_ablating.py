@@ -107,6 +107,7 @@ def test_a_run_that_diverges_is_a_result_and_a_full_disk_is_not(tmp_path: Path, 
         ({"terminal_every": 4, "batch_size": 6}, "terminal_every=4 must divide the 6 samples"),
         ({"graphs": "on"}, "--graphs on needs a GPU"),
         ({"initial": "nowhere"}, "there is no folder nowhere"),
+        ({"guidance": "2", "label_dropout": 0.0}, "label_dropout 0: guidance 2 asks for the velocity without a class"),
     ],
 )
 def test_what_training_would_refuse_stops_all_before_the_first_run(tmp_path: Path, last: dict, message: str) -> None:

@@ -22,7 +22,7 @@ from tvmatch.ablation.tasks import base_config, check_options, judge, lipschitz,
 from tvmatch.devices import choose_device
 from tvmatch.files import write_text
 from tvmatch.guidance import check_scale
-from tvmatch.training.build import build_flow, build_objective, network_shape
+from tvmatch.training.build import build_flow, build_objective, check_label_dropout, network_shape
 from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.loop import TrainingError, train
@@ -49,6 +49,7 @@ def check_cell(cell: Cell) -> list[str]:
     source = open_task(cell.task, cell.config)
     channels, side, _ = source.shape
     shape = network_shape(cell.config, side, channels, source.num_classes)
+    check_label_dropout(cell.config, source.labels)
     source.close()
     config, device = cell.config, choose_device(cell.config.device)
     flow = build_flow(config, shape)

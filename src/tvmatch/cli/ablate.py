@@ -1,5 +1,6 @@
 """`tvmatch ablate`."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from tvmatch.cli.options import parse
+from tvmatch.telling import Lasting
 
 if TYPE_CHECKING:
     from tvmatch.ablation.study import Study
@@ -57,7 +59,7 @@ def command(arguments: list[str]) -> int:
             raise ValueError(f"--set gives every run one value; to compare several: --vary {name}=...")
         shared[name] = values[0]
     plan = Plan(choose_studies(options), options.seeds, options.nfe, options.samples, shared)
-    console = Console(stderr=True)
+    console = Console(file=Lasting(sys.stderr))
     try:
         ablate(
             plan,

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from tvmatch.telling import Lasting, tell
+
 PATIENCE = 2.0  # seconds
 BETWEEN_LINES = 30.0  # seconds, where there is no terminal
 
@@ -19,7 +21,7 @@ def show_progress(items: range, description: str) -> Iterator[int]:
                 from rich.console import Console
                 from rich.progress import Progress
 
-                progress = Progress(console=Console(stderr=True), transient=True)
+                progress = Progress(console=Console(file=Lasting(sys.stderr)), transient=True)
                 progress.start()
                 task = progress.add_task(description, total=len(items))
             if progress is not None:
@@ -47,7 +49,9 @@ def counting(description: str, total: int, show: bool = True) -> Iterator[Callab
         bars.TimeRemainingColumn(),
     )
     terminal = sys.stderr.isatty()
-    with bars.Progress(*columns, console=Console(stderr=True), disable=not (show and terminal)) as progress:
+    with bars.Progress(
+        *columns, console=Console(file=Lasting(sys.stderr)), disable=not (show and terminal)
+    ) as progress:
         task = progress.add_task(description, total=total, rate="")
 
         def done(pictures: int, encoded: int) -> None:
@@ -57,7 +61,7 @@ def counting(description: str, total: int, show: bool = True) -> Iterator[Callab
             progress.update(task, advance=pictures, rate=f"{rate:.0f}/s")
             if show and not terminal and now - told > BETWEEN_LINES:
                 left = (total - dealt) / rate / 60 if rate else float("inf")
-                print(f"{description} {dealt}/{total}, {rate:.0f}/s, {left:.0f} min left", file=sys.stderr, flush=True)
+                tell(f"{description} {dealt}/{total}, {rate:.0f}/s, {left:.0f} min left")
                 told = now
 
         yield done
