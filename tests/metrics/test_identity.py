@@ -20,6 +20,7 @@ WITHOUT_EFFECT = {
     "objectives/": "training; the engine names their type",
     "pictures.py": "the pictures beside the figures",
     "provenance.py": "the hash itself",
+    "telling.py": "writes to stdout and stderr",
     "training/config.py": "options of training, and names of types",
     "training/preview.py": "the default of w, which each row tells",
     "training/ranks.py": "the processes; metrics/collecting.py adds up",
