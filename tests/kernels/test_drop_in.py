@@ -96,3 +96,43 @@ def test_what_has_no_derivative_here_is_refused():
             scaled_dot_product_attention(*PRIMALS, kv_lengths=torch.tensor([2, 5]), **options)
     with pytest.raises(ValueError, match="backend is 'fast'"):
         scaled_dot_product_attention(*PRIMALS, backend="fast")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's own operator under vmap
+def test_plain_tensors_with_lengths_are_held_to_what_dual_ones_are():
+    """Else a model is right in training, under a jvp, and NaN when it samples."""
+    q, k, v = (p.clone() for p in PRIMALS)
+    clean = scaled_dot_product_attention(q, k, v, kv_lengths=torch.tensor([2, 5]))
+    for x in (k, v):
+        x[0, :, 2:] = float("nan")
+    lengths = torch.tensor([2, 5])
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    got = scaled_dot_product_attention(*leaves, kv_lengths=lengths)
+    assert torch.equal(got, clean)
+    got.sum().backward()
+    assert all(bool(x.grad.isfinite().all()) for x in leaves)
+    inputs = tuple(x.detach() for x in leaves)
+    primal, _ = torch.func.jvp(lambda *x: scaled_dot_product_attention(*x, kv_lengths=lengths), inputs, TANGENTS)
+    torch.testing.assert_close(primal, clean)
+    for bad in ([0, 5], [2, 6], [-1, 5]):
+        with pytest.raises(ValueError, match=r"every sample needs between 1 and 5 keys"):
+            scaled_dot_product_attention(*PRIMALS, kv_lengths=torch.tensor(bad))
+    lengths = torch.tensor([[2, 5], [0, 5]])  # under vmap nobody can read them: that sample becomes NaN, as on a GPU
+    both = torch.func.vmap(lambda one: scaled_dot_product_attention(*PRIMALS, kv_lengths=one))(lengths)
+    torch.testing.assert_close(both[0], clean)
+    assert both.isnan().flatten(2).all(2).tolist() == [[False, False], [True, False]]
+    compiled = torch.compile(scaled_dot_product_attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*PRIMALS, kv_lengths=torch.tensor([2, 5])), clean)
+
+
+def test_lengths_under_autocast():
+    q, k, v = (p.float() for p in PRIMALS)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = scaled_dot_product_attention(q, k.bfloat16(), v.bfloat16(), kv_lengths=torch.tensor([2, 5]))
+    assert got.dtype == torch.bfloat16
+
+
+def test_no_heads_to_group_are_refused_in_words():
+    q, k, v = PRIMALS
+    with pytest.raises(ValueError, match="grouped queries need a multiple"):
+        scaled_dot_product_attention(q, k[:, :0], v[:, :0], enable_gqa=True, kv_lengths=torch.tensor([2, 5]))

@@ -7,7 +7,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_inputs
+from .checks import check_inputs, check_length_values
 from .operator import forward_op
 
 BACKENDS = ("auto", "triton", "reference")
@@ -53,12 +53,7 @@ def dual_attention(
         ValueError: shapes, dtypes, devices, strides, lengths or options that do not fit.
         RuntimeError: an input is a dual tensor itself (use `scaled_dot_product_attention`).
     """
-    if torch.is_autocast_enabled(q.device.type):
-        # As PyTorch's own attention does; float64 is left alone there too.
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v, tq, tk, tv = (
-            x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v, tq, tk, tv)
-        )
+    q, k, v, tq, tk, tv = _autocast(q, k, v, tq, tk, tv)
     check_inputs((q, k, v, tq, tk, tv), kv_lengths, scale)
     _check_backend(backend)
     if tq is None and tk is None and tv is None:
@@ -119,13 +114,33 @@ def scaled_dot_product_attention(
     if dual:
         o, to = dual_attention(q, k, v, tq, tk, tv, scale=scale, causal=causal, kv_lengths=kv_lengths, backend=backend)
         return fwAD.make_dual(o, to)
+    q, k, v = _autocast(q, k, v)
     check_inputs((q, k, v, None, None, None), kv_lengths, scale)
-    visible = torch.arange(k.shape[2], device=q.device) < kv_lengths[:, None]
-    visible = visible[:, None, None, :]
+    return _plain_with_lengths(q, k, v, kv_lengths, scale, causal)
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, cast as PyTorch's own attention does; float64 is left alone there too."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _plain_with_lengths(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float | None, causal: bool) -> Tensor:
+    """PyTorch's attention to the first `lengths` [B] keys; what lies behind them may hold anything. A length that
+    cannot be is an error where it can be read, and NaN where not, as in `dual_attention`."""
+    free_to_read = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if free_to_read and not torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        check_length_values(lengths, k.shape[2])
+    visible = torch.arange(k.shape[2], device=q.device) < lengths[:, None]
+    k, v = (x.masked_fill(~visible[:, None, :, None], 0) for x in (k, v))
+    mask = visible[:, None, None, :]
     if causal:
-        order = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        visible = visible & order
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+        mask = mask & torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    possible = ((lengths >= 1) & (lengths <= k.shape[2]))[:, None, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).where(possible, float("nan"))
 
 
 def _refuse_mask_and_dropout(attn_mask: Tensor | None, dropout_p: float, where: str) -> None:
@@ -142,6 +157,6 @@ def _all_heads(x: Tensor | None, q: Tensor) -> Tensor | None:
     """k, v or a tangent of them with as many heads as q, each repeated for its group."""
     if x is None or x.dim() != 4 or q.dim() != 4 or x.shape[1] == q.shape[1]:
         return x
-    if q.shape[1] % x.shape[1] != 0:
+    if x.shape[1] == 0 or q.shape[1] % x.shape[1] != 0:
         raise ValueError(f"q has {q.shape[1]} heads and k or v {x.shape[1]}; grouped queries need a multiple")
     return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
