@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
@@ -164,6 +164,31 @@ def test_a_model_of_latents_takes_its_codec_along(run: Path, tmp_path: Path) -> 
     assert drawn.shape == (2, 16, 16, 3)
     picture = torch.rand(1, 3, 16, 16) * 2 - 1
     assert torch.equal(pipeline.vae.encode(picture).latents, codec.encode(picture).mean)
+
+
+def test_a_codec_in_a_pickle_is_not_read(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class is diffusers' own, which would read one where there are no safetensors."""
+    folder = tmp_path / "model"
+    options = {
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "norm_num_groups": 2,
+    }
+    codec = AutoencoderKL(block_out_channels=(4,), latent_channels=3, **options)
+    pipeline = TVMatchPipeline.from_pretrained(exported)
+    TVMatchPipeline(pipeline.transformer, pipeline.scheduler, vae=codec).save_pretrained(folder)
+    assert TVMatchPipeline.from_pretrained(folder).vae is not None
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(codec.state_dict(), folder / "vae" / "diffusion_pytorch_model.bin")
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a pickle was read")
+
+    monkeypatch.setattr(torch, "load", read)
+    with pytest.raises(OSError, match="safetensors"):
+        TVMatchPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match="use_safetensors=False would read a pickle"):
+        TVMatchPipeline.from_pretrained(folder, use_safetensors=False)
 
 
 def latent_model(run: Path, spec: str, codec_hash: str) -> TrainedRun:

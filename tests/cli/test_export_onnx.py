@@ -184,3 +184,14 @@ def test_quantised_numbers_are_within_half_a_step() -> None:
     assert (axis, whole.dtype, scale.shape) == (1, np.int8, (30,))
     assert (np.abs(whole * scale - value) <= 0.501 * scale).all()
     assert exporting.quantise(np.zeros((4, 4), np.float32))[2].any() == np.False_
+
+
+def test_an_exported_file_becomes_a_graph_beside_it(
+    run: Path, traced: None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    assert tvmatch(capsys, "export", run, "--out", file).code == 0
+    assert tvmatch(capsys, "export", file, "--to", "onnx").code == 0
+    assert (tmp_path / "model.onnx").is_file()
+    answer = tvmatch(capsys, "export", file, "--to", "onnx", "--out", file / "x.onnx")
+    assert_one_line(answer, f"{file} is a file, not a folder; choose another place")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from tvmatch.cli.options import check_out, parse, warn
+from tvmatch.cli.options import check_out, check_place, parse, warn
 
 OWNERS = {"weights": "onnx", "license": "diffusers", "data_license": "diffusers", "codec": "diffusers"}
 
@@ -38,19 +38,26 @@ def command(arguments: list[str]) -> int:
         return _onnx(options) if options.to == "onnx" else _diffusers(options)
     from tvmatch.training.export import export_weights
 
-    out = options.out or options.run / "weights.safetensors"
+    out = options.out or _beside(options.run) / "weights.safetensors"
     check_out(out, (".safetensors",))
+    check_place(out)
     export_weights(options.run, out, options.ema)
     print(out)
     return 0
+
+
+def _beside(run: Path) -> Path:
+    """The folder for what is made of a run: its own, or the one that a file of weights lies in."""
+    return run.parent if run.is_file() else run
 
 
 def _onnx(options: ExportOptions) -> int:
     from tvmatch.integrations.onnx import export_onnx
     from tvmatch.training.trained import load_run
 
-    out = options.out or options.run / "model.onnx"
+    out = options.out or _beside(options.run) / "model.onnx"
     check_out(out, (".onnx",))
+    check_place(out)
     weights = options.weights or "float32"
     report = export_onnx(load_run(options.run, options.ema), out, weights)
     print(out)
@@ -66,9 +73,10 @@ def _diffusers(options: ExportOptions) -> int:
         raise ValueError(str(error)) from error
     from tvmatch.training.trained import load_run
 
-    out = options.out or (options.run.parent if options.run.is_file() else options.run) / "diffusers"
+    out = options.out or _beside(options.run) / "diffusers"
     if out.exists():
         raise ValueError(f"--out {out} exists; give the name of a new folder.")
+    check_place(out)
     trained = load_run(options.run, options.ema)
     if options.codec is not None and trained.latent_space is None:
         raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tvmatch.files import write_text
 from tvmatch.guidance import check_scale
 from tvmatch.integrations.diffusers.codec import TVMatchTinyCodec
 from tvmatch.integrations.diffusers.scheduler import TVMatchScheduler
-from tvmatch.integrations.diffusers.transformer import TVMatchTransformer
+from tvmatch.integrations.diffusers.transformer import TVMatchTransformer, safetensors_only
 
 Labels = int | str | Sequence[int | str] | Tensor
 DECODED_AT_ONCE = 16  # latents
@@ -48,6 +48,11 @@ class TVMatchPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "transformer->vae"
     _optional_components: ClassVar = ["vae"]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """As diffusers does, all parts from safetensors only."""
+        return super().from_pretrained(*args, **safetensors_only(kwargs))
 
     def __init__(
         self,

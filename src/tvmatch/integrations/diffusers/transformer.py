@@ -12,15 +12,21 @@ from tvmatch.networks.presets import build_network
 from tvmatch.training.header import network_from_header
 
 
+def safetensors_only(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a `from_pretrained` of diffusers that keep it from reading a pickle; `ValueError` for one that asks
+    for it."""
+    if options.get("use_safetensors") is False:
+        raise ValueError("use_safetensors=False would read a pickle, which tvmatch never does; leave it out.")
+    return {**options, "use_safetensors": True}
+
+
 class SafetensorsModel(ModelMixin, ConfigMixin):
     """A model of diffusers whose weights are never read from a pickle."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """As diffusers does, from safetensors only."""
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError("use_safetensors=False would read a pickle, which tvmatch never does; leave it out.")
-        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+        return super().from_pretrained(*args, **safetensors_only(kwargs))
 
 
 class TVMatchTransformer(SafetensorsModel):
