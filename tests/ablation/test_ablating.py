@@ -193,3 +193,24 @@ def test_the_points_are_of_two_classes_and_have_no_mirror_image() -> None:
     assert source.fingerprint == PointSource(size=200).fingerprint != PointSource(size=201).fingerprint
     with pytest.raises(ValueError, match="cannot be mirrored"):
         source.batch([0], flips=torch.ones(1).bool().numpy())
+
+
+def test_a_report_of_other_studies_is_not_replaced(tmp_path: Path) -> None:
+    one, other = ({name: Study(name, variants)} for name, variants in (("one", {"a": {}}), ("other", {"a": {}})))
+    more = {"one": Study("one", {"a": {}, "b": {"jumps": "near"}})}
+
+    def run(studies: dict[str, Study]) -> set[str]:
+        options = {"seeds": 1, "calls": (1,), "samples": 20, "options": TINY}
+        return set(ablate(Plan(studies, **options), tmp_path)["studies"])
+
+    assert run(one) == {"one"}
+    report = (tmp_path / "ablations.json").read_bytes()
+    with pytest.raises(ValueError, match="reports one, which this would leave out"):
+        run(other)
+    assert (tmp_path / "ablations.json").read_bytes() == report
+    assert run(one | other) == {"one", "other"}
+    with pytest.raises(ValueError, match="reports other, which"):
+        run(more)
+    assert run(more | other) == {"one", "other"}
+    with pytest.raises(ValueError, match="reports one, which"):
+        run(one | other)  # a variant less

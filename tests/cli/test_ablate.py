@@ -46,6 +46,21 @@ def test_what_draws_is_asked_for_before_the_first_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["jvp", "--set", "steps=2", "steps=3"], "--set steps is given twice, 2 and 3"),
+        (["all", "jvp"], "'all' stands alone"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    asked: list[Plan], tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    assert main(["ablate", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not asked
+
+
 def test_all_studies_on_the_task_that_was_asked_for(asked: list[Plan], tmp_path: Path) -> None:
     assert main(["ablate", "all", "--task", "pictures", "--out", str(tmp_path / "out")]) == 0
     assert set(asked[0].studies) == set(STUDIES)

@@ -54,6 +54,7 @@ def ablate(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     require_matplotlib()  # for the pictures at the end
+    check_report(plan, out)
     cells = plan.cells()
     # a cell is its options and how it is judged: two studies may judge one run at different scales
     alike = {(dataclasses.replace(cell.config, seed=0), cell.scales): cell for cell in cells.values()}
@@ -83,6 +84,22 @@ def describe(result: Result) -> str:
         f"{name} {value:.3g}" for name, value in result["rows"][0].items() if name not in ("nfe", "w")
     )
     return f"{result['task']}, {options}, seed {result['seed']}: {figures}, {result['seconds']:.0f} s"
+
+
+def check_report(plan: Plan, out: Path) -> None:
+    """`ValueError` if the report in `out` holds studies, or variants of them, that this plan's would leave out."""
+    path = out / "ablations.json"
+    held = json.loads(path.read_text("utf-8"))["studies"] if path.is_file() else {}
+    lost = [
+        name
+        for name, study in held.items()
+        if name not in plan.studies or not set(study["cells"]) <= set(plan.studies[name].variants)
+    ]
+    if lost:
+        raise ValueError(
+            f"{path} reports {', '.join(lost)}, which this would leave out; ask for the same as well, or choose "
+            "another --out."
+        )
 
 
 def write_report(plan: Plan, results: dict[str, Result], out: Path) -> dict[str, Any]:

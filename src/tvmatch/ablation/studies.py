@@ -121,6 +121,8 @@ def find_study(name: str) -> Study:
     """The study of this name; `ValueError` says which there are."""
     if name in STUDIES:
         return STUDIES[name]
+    if name == "all":
+        raise ValueError("'all' stands alone; leave the other names out, or leave out 'all'.")
     near = difflib.get_close_matches(name, STUDIES, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STUDIES)}, and all."
     raise ValueError(f"no study is called {name!r}; {hint}")

@@ -57,6 +57,8 @@ def command(arguments: list[str]) -> int:
     for name, values in map(parse_change, options.set):
         if len(values) > 1:
             raise ValueError(f"--set gives every run one value; to compare several: --vary {name}=...")
+        if name in shared:
+            raise ValueError(f"--set {name} is given twice, {shared[name]} and {values[0]}; give one.")
         shared[name] = values[0]
     plan = Plan(choose_studies(options), options.seeds, options.nfe, options.samples, shared)
     console = Console(file=Lasting(sys.stderr))
