@@ -6,7 +6,7 @@ Each scheme is a frozen dataclass that is called with a batch size and a generat
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -104,9 +104,16 @@ def uniform_grid(steps: int) -> list[float]:
     return [1 - k / steps for k in range(steps)] + [0.0]
 
 
+def _finite(time: Any) -> bool:
+    try:
+        return math.isfinite(time)
+    except TypeError:  # no number
+        return False
+
+
 def check_grid(times: list[float]) -> list[float]:
     """Return `times` if they run strictly down from 1 to 0; raise `ValueError` if not."""
-    if len(times) < 2 or any(not math.isfinite(time) for time in times):
+    if len(times) < 2 or not all(map(_finite, times)):
         raise ValueError(f"a time grid needs at least two finite times, from 1 to 0; got {times}.")
     if times[0] != 1 or times[-1] != 0 or any(a <= b for a, b in itertools.pairwise(times)):
         raise ValueError(f"a time grid runs strictly down from 1 (noise) to 0 (data); got {times}.")

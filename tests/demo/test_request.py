@@ -54,6 +54,7 @@ def test_whole_numbers_may_come_as_floats(trained: TrainedRun) -> None:
         ({"w": -1}, "got -1."),
         ({"w": float("nan")}, "got nan."),
         ({"w": float("inf")}, "got inf."),
+        ({"w": 10**400}, "w must be a finite number, got 1000"),
         ({"w": "2"}, "the guidance scale w must be a number, got '2'."),
         ({"w": None}, "the guidance scale w must be a number, got None."),
         ({"seed": "seven"}, "the seed must be a whole number from 0 to 9007199254740991, got 'seven'."),

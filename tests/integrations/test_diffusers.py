@@ -167,6 +167,8 @@ def test_the_codec_of_a_model_of_latents(tmp_path: Path) -> None:
         ({"num_inference_steps": True}, "num_inference_steps must be a whole number"),
         ({"num_inference_steps": 2, "timesteps": [1, 0]}, "give either num_inference_steps or timesteps"),
         ({"timesteps": [1, 0.5]}, "runs strictly down from 1"),
+        ({"timesteps": ["a", 0]}, r"at least two finite times, from 1 to 0; got \['a', 0\]"),
+        ({"latents": np.zeros((1, 3, 8, 8), np.float32)}, "latents must be a tensor of noise .* got a ndarray"),
         ({"guidance_scale": 0}, "must be positive and finite .* got 0"),
         ({"guidance_scale": float("nan")}, "must be positive and finite"),
         ({"guidance_scale": "much"}, "guidance_scale must be a number, got 'much'"),

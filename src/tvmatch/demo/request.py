@@ -32,12 +32,16 @@ def read_request(run: TrainedRun, name: Any, calls: Any, w: Any, seed: Any, pict
     count = _whole("the number of pictures", pictures, 1, MOST_PICTURES)
     if isinstance(w, bool) or not isinstance(w, int | float):
         raise ValueError(f"the guidance scale w must be a number, got {_shown(w)}.")
+    try:
+        w = float(w)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise ValueError(f"the guidance scale w must be a finite number, got {_shown(w)}.") from None
     run.check_w(w)
     classes = _classes(run, name)
     return DrawRequest(
         labels=tuple(classes[i % len(classes)] for i in range(count)),
         calls=_whole("the number of calls", calls, 1, MOST_CALLS),
-        w=float(w),
+        w=w,
         seed=_whole("the seed", seed, 0, LARGEST_SEED),
     )
 

@@ -178,6 +178,8 @@ class TVMatchPipeline(DiffusionPipeline):
     def _noise(self, count: int, generator: Any, latents: Tensor | None, device: torch.device) -> Tensor:
         shape = (count, *self.transformer.data_shape)
         if latents is not None:
+            if not isinstance(latents, Tensor):
+                raise ValueError(f"latents must be a tensor of noise {list(shape)}, got a {type(latents).__name__}.")
             if tuple(latents.shape) != shape or not latents.is_floating_point():
                 raise ValueError(
                     f"latents must be floating-point noise {list(shape)}, got {latents.dtype} {list(latents.shape)}."
