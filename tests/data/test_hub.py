@@ -76,7 +76,7 @@ def test_columns_are_found_or_asked_for(folder):
     )
     (folder / "train.parquet").unlink()
     twice.to_parquet(folder / "train-2.parquet")
-    with pytest.raises(DataError, match=r"several columns hold pictures, picture, b; choose one with \?image=COLUMN"):
+    with pytest.raises(DataError, match=r"several columns hold pictures, picture, b; choose one with .*\?image=COLUMN"):
         open_source(f"hf:{folder}", 16)
     assert len(open_source(f"hf:{folder}?image=b", 16)) == 6
 
@@ -108,3 +108,80 @@ def test_a_damaged_table_is_refused(tmp_path):
     (tmp_path / "bad.arrow").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"bad\.arrow: not readable as arrow"):
         open_source(str(tmp_path / "bad.arrow"), 16)
+
+
+def plain(folder, name="rows.parquet", **columns):
+    """A parquet file that says nothing of its columns, as other programs write it: pictures as {bytes, path}."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = []
+    for image in crops(4, 16)[0]:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    pyarrow.parquet.write_table(pyarrow.table({"image": rows} | columns), folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_a_label_of_any_whole_numbers_is_taken(folder, kind):
+    import pyarrow
+
+    source = open_source(str(plain(folder, label=pyarrow.array([0, 2, 1, 2], kind))), 16)
+    assert source.labels.tolist() == [0, 2, 1, 2]
+    assert source.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "label",
+            ["cat", "dog", "cat", "dog"],
+            r"column 'label' \(string\) sounds like classes.*convert it to class num",
+        ),
+        ("label", [0.0, 1.0, 0.0, 1.0], r"column 'label' \((double|float64)\) sounds like classes.*convert it"),
+        ("label", [True, False, True, False], r"column 'label' \(bool\) sounds like classes.*convert it"),
+        ("labels", [0, 1, 0, 1], r"column 'labels' \(int64\).*give .*rows\.parquet\?label=labels, or rename it"),
+        ("labels", [[0], [1], [0], [1]], r"column 'labels' \(\w+\) sounds like classes.*convert it"),
+        ("class", [0, 1, 0, 1], r"column 'class' \(int64\).*give .*rows\.parquet\?label=class"),
+        ("cls", [0, 1, 0, 1], r"column 'cls' \(int64\).*give .*rows\.parquet\?label=cls"),
+    ],
+)
+def test_a_column_that_sounds_like_classes_is_not_left_out_without_a_word(folder, column, values, message):
+    file = plain(folder, **{column: values})
+    with pytest.raises(DataError, match=message):
+        open_source(str(file), 16)
+    assert open_source(f"{file}?label=", 16).num_classes == 0  # on purpose
+    if column != "label" and values == [0, 1, 0, 1]:
+        for spec in (f"{file}?label={column}", f"{folder}?label={column}"):
+            assert open_source(spec, 16).labels.tolist() == values
+
+
+def test_columns_of_other_names_are_no_classes(folder):
+    assert open_source(str(plain(folder, width=[1, 2, 3, 4], caption=["a", "b", "c", "d"])), 16).num_classes == 0
+
+
+def test_a_column_asked_for_must_hold_pictures(folder):
+    file = plain(folder, caption=["a", "b", "c", "d"])
+    with pytest.raises(DataError, match=r"column 'caption' holds no pictures but string; those that do are image\."):
+        open_source(f"hf:{folder}?image=caption", 16)
+    with pytest.raises(DataError, match=r"column 'caption' holds no pictures but string"):
+        open_source(f"{file}?image=caption", 16)
+
+
+def test_columns_of_local_tables_are_asked_for_as_the_message_says(folder):
+    twice = datasets.concatenate_datasets(
+        [table(), table().select_columns("picture").rename_column("picture", "b")], axis=1
+    )
+    twice.to_parquet(folder / "two.parquet")
+    with pytest.raises(DataError, match=r"choose one with .*two\.parquet\?image=COLUMN"):
+        open_source(str(folder / "two.parquet"), 16)
+    check(open_source(f"{folder / 'two.parquet'}?image=b", 16))
+    check(open_source(f"{folder}?image=picture&label=kind", 16))
+    with pytest.raises(DataError, match=r"column 'b' must hold class numbers.*choose another with .*\?label=COLUMN"):
+        open_source(f"{folder}?image=picture&label=b", 16)
+    for query in ("split=train", "imgae=b"):
+        with pytest.raises(DataError, match=r"local tables take \?image=COLUMN&label=COLUMN only"):
+            open_source(f"{folder}?{query}", 16)

@@ -3,6 +3,7 @@
 The library downloads, caches and maps the tables into memory; pictures stay encoded until they are asked for.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ import numpy as np
 from tvmatch.data.source import DataError
 
 KEYS = ("split", "config", "image", "label")
+CLASS_COLUMNS = ("label", "labels", "class", "cls")  # names that promise classes, whatever the column's type
+INTEGERS = re.compile(r"u?int(8|16|32|64)")  # types, as the library spells them
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +55,8 @@ class TableRecords:
 def hub_records(name: str) -> TableRecords:
     """A data set of the hub: `NAME`, or `NAME?split=train&config=...&image=COLUMN&label=COLUMN`.
 
-    The split is `train`, and the columns are found by their types, unless they are given. Code that a data set brings
-    along is never run. Raises `DataError`.
+    The split is `train`, and the columns are found by their types, unless they are given; `label=` is none, for a data
+    set without classes. Code that a data set brings along is never run. Raises `DataError`.
     """
     datasets = _datasets()
     name, _, query = name.partition("?")
@@ -71,9 +74,17 @@ def hub_records(name: str) -> TableRecords:
     return _records(table, f"hf:{name}", options.get("image"), options.get("label"))
 
 
-def table_records(files: Sequence[Path], origin: str) -> TableRecords:
-    """Local parquet or arrow files with one schema. Raises `DataError`."""
+def table_records(files: Sequence[Path], origin: str, query: str = "") -> TableRecords:
+    """Local parquet or arrow files with one schema; `query` is `image=COLUMN&label=COLUMN`, or one of them, as for
+    `hub_records`. Raises `DataError`."""
     datasets = _datasets()
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = [key for key in options if key not in ("image", "label")]
+    if unknown:
+        raise DataError(
+            f"{origin}?{query}: local tables take ?image=COLUMN&label=COLUMN only; for a split, write "
+            "hf:FOLDER?split=train."
+        )
     kind = "parquet" if files[0].suffix == ".parquet" else "arrow"
     try:
         if kind == "arrow":
@@ -82,29 +93,33 @@ def table_records(files: Sequence[Path], origin: str) -> TableRecords:
             table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except Exception as error:
         raise DataError(f"{origin}: not readable as {kind}: {' '.join(str(error).split())[:300]}") from error
-    return _records(table, origin, None, None)
+    return _records(table, origin, options.get("image"), options.get("label"))
 
 
 def _records(table: Any, origin: str, image: str | None, label: str | None) -> TableRecords:
-    """Find the columns, take the labels out, keep the pictures encoded."""
+    """Find the columns unless they are given (`label` "": none), take the labels out, keep the pictures encoded."""
     datasets = _datasets()
     features = table.features
-    image = image or _one(
-        origin, "pictures", [name for name, feature in features.items() if _holds_pictures(datasets, feature)], features
-    )
-    labelled = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    for column in (image, label):
+    pictured = [name for name, feature in features.items() if _holds_pictures(datasets, feature)]
+    for column in (image, label or None):
         if column is not None and column not in features:
             raise DataError(f"{origin}: there is no column {column!r}, only {', '.join(features)}.")
-    if label is None and not labelled and getattr(features.get("label"), "dtype", "") in ("int64", "int32"):
-        labelled = ["label"]
+    if image is None:
+        image = _one(origin, "pictures", pictured, features)
+    elif image not in pictured:
+        which = f"those that do are {', '.join(pictured)}" if pictured else "no column does"
+        raise DataError(f"{origin}: column {image!r} holds no pictures but {_type(features[image])}; {which}.")
+    labelled = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if label is None and not labelled:
+        labelled = _class_column(origin, features)
     if label is None and len(labelled) > 1:
         raise DataError(
-            f"{origin}: several columns hold classes, {', '.join(labelled)}; choose one with ?label=COLUMN."
+            f"{origin}: several columns hold classes, {', '.join(labelled)}; choose one with {origin}?label=COLUMN."
         )
-    label = label or (labelled[0] if labelled else None)
+    if label is None and labelled:
+        label = labelled[0]
     labels, names = np.full(len(table), -1, np.int64), ()
-    if label is not None:
+    if label:
         labels, names = _classes(table, label, origin, datasets)
     pictures = table.select_columns([image])
     if isinstance(features[image], datasets.Image):
@@ -117,22 +132,51 @@ def _holds_pictures(datasets: Any, feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
+def _class_column(origin: str, features: Any) -> list[str]:
+    """`label` if it holds whole numbers, nothing if no column sounds like classes. A column that sounds like them
+    but is not taken is an error: training without classes would go unnoticed."""
+    if INTEGERS.fullmatch(_type(features.get("label"))):
+        return ["label"]
+    for column in CLASS_COLUMNS:
+        if column not in features:
+            continue
+        kind = _type(features[column])
+        remedy = "convert it to class numbers from 0"
+        if INTEGERS.fullmatch(kind):
+            remedy = f"give {origin}?label={column}, or rename it to 'label'"
+        raise DataError(
+            f"{origin}: column {column!r} ({kind}) sounds like classes, but only a ClassLabel or whole numbers in "
+            f"'label' are taken for them; {remedy}. {origin}?label=COLUMN takes another column, and {origin}?label= "
+            "none, to train without classes."
+        )
+    return []
+
+
+def _type(feature: Any) -> str:
+    """The type of a column, `int64` or `string` or what the library calls it."""
+    dtype = getattr(feature, "dtype", None)
+    return dtype if isinstance(dtype, str) else type(feature).__name__
+
+
 def _one(origin: str, what: str, found: list[str], features: Any) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{origin}: several columns hold {what}, {', '.join(found)}; choose one with ?image=COLUMN.")
+        raise DataError(
+            f"{origin}: several columns hold {what}, {', '.join(found)}; choose one with {origin}?image=COLUMN."
+        )
     raise DataError(f"{origin}: no column holds {what}; there are {', '.join(features)}.")
 
 
 def _classes(table: Any, label: str, origin: str, datasets: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     values = table.with_format("numpy").select_columns([label])[:][label]
     values = np.asarray(values)
-    if values.dtype.kind not in "iu" or not len(values) or values.min() < 0 or values.max() >= 1_000_000:
+    numbers = values.dtype.kind in "iu" and values.ndim == 1 and len(values) > 0
+    if not numbers or values.min() < 0 or values.max() >= 1_000_000:
         raise DataError(
-            f"{origin}: column {label!r} must hold class numbers from 0, got {values.dtype}"
-            + (f" from {values.min()} to {values.max()}" if values.dtype.kind in "iu" and len(values) else "")
-            + ". Choose another with ?label=COLUMN."
+            f"{origin}: column {label!r} must hold class numbers from 0, one a row, got {_type(table.features[label])}"
+            + (f" from {values.min()} to {values.max()}" if numbers else "")
+            + f". Convert it, or choose another with {origin}?label=COLUMN."
         )
     feature = table.features[label]
     count = int(values.max()) + 1

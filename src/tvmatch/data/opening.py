@@ -2,9 +2,13 @@
 
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tvmatch.data.decoding import Crop
 from tvmatch.data.source import DataError, PictureReader, Source, check_image_size
+
+if TYPE_CHECKING:
+    from tvmatch.data.hub import TableRecords
 
 CHOICES = (
     "Give `digits`, an .npz file, a folder of pictures, a folder of latents (`tvmatch encode`), .tar shards, .parquet "
@@ -18,7 +22,8 @@ def open_source(spec: str, image_size: int | None = None, strict: bool = False, 
 
     spec        `digits` (embedded, the training split); an `.npz` file; a folder of pictures (`./digits` for a folder
                 of that name); a folder of latents; WebDataset shards of pictures (`FILE.tar`, a folder of them, or
-                `train-{000..099}.tar`); a `.parquet` or `.arrow` file, or a folder of them; `hf:NAME` from the hub
+                `train-{000..099}.tar`); a `.parquet` or `.arrow` file, or a folder of them, with
+                `?image=COLUMN&label=COLUMN` where their types do not tell; `hf:NAME` from the hub
     image_size  height and width in pixels that every picture is brought to; None keeps the size the data has
     strict      a picture that cannot be used is an error instead of skipped with a warning
     crop        of pictures that are not square: the centre, or a random square each time (decoded as they are needed)
@@ -82,14 +87,14 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
         from tvmatch.data.shards import shard_records
 
         records = shard_records(spec if _tar_pattern(spec) else path)
-    elif (path.is_file() and path.suffix in (".parquet", ".arrow")) or (path.is_dir() and _table_files(path)):
-        from tvmatch.data.hub import table_records
-
-        records = table_records(_table_files(path) if path.is_dir() else [path], str(path))
+    elif _is_table(path):
+        records = _local_table(path, "")
     elif path.is_dir():
         from tvmatch.data.listing import folder_records
 
         records = folder_records(path)
+    elif not path.exists() and _is_table(Path(spec.partition("?")[0]).expanduser()):
+        records = _local_table(Path(spec.partition("?")[0]).expanduser(), spec.partition("?")[2])
     elif not path.exists():
         raise DataError(_unknown(spec, path))
     else:
@@ -99,6 +104,19 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
             f"image_size is required for {spec!r}, whose pictures are decoded one by one: --image-size 256."
         )
     return StreamedSource(records, image_size, crop, strict)
+
+
+def _local_table(path: Path, query: str) -> "TableRecords":
+    """The tables of a file or folder, with the columns that `query` names."""
+    from tvmatch.data.hub import table_records
+
+    return table_records(_table_files(path) if path.is_dir() else [path], str(path), query)
+
+
+def _is_table(path: Path) -> bool:
+    if path.is_dir():
+        return bool(_table_files(path))
+    return path.suffix in (".parquet", ".arrow") and path.is_file()
 
 
 def _is_latents(path: Path) -> bool:
