@@ -89,6 +89,34 @@ def test_a_sample_that_lacks_its_label_is_left_out(tmp_path):
         shard_records(tmp_path)
 
 
+@pytest.mark.parametrize("shards", [["0.png", "1.png", "0.cls", "1.cls"], ["0.cls", "1.cls", "0.png", "1.png"]])
+def test_labels_that_do_not_lie_beside_their_pictures_are_not_lost(tmp_path, shards):
+    picture = png(crops(1, 16)[0][0])
+    members = {name: picture if name.endswith("png") else b"1" for name in shards}
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(DataError, match=r"label 'a\.tar/0\.cls' does not lie beside .*'a\.tar/0\.png'.*--sort=name"):
+        shard_records(tmp_path)
+    write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    assert shard_records(tmp_path).labels.tolist() == [1, 1]
+    write_tar(tmp_path / "a.tar", {"0.png": picture, "1.png": picture})
+    write_tar(tmp_path / "b.tar", {"0.cls": b"0", "1.cls": b"1"})  # nor in another shard
+    with pytest.raises(DataError, match=r"label 'b\.tar/0\.cls' does not lie beside"):
+        shard_records(tmp_path)
+
+
+def test_a_label_without_a_picture_anywhere_does_no_harm(tmp_path):
+    picture = png(crops(1, 16)[0][0])
+    write_tar(tmp_path / "a.tar", {"0.png": picture, "0.cls": b"1", "1.txt": b"no picture", "1.cls": b"0"})
+    assert shard_records(tmp_path).labels.tolist() == [1]
+
+
+def test_suffixes_may_be_written_large(tmp_path):
+    picture = png(crops(1, 16)[0][0])
+    write_tar(tmp_path / "a.tar", {"0.PNG": picture, "0.CLS": b"1", "1.png": picture, "1.Cls": b"0"})
+    records = shard_records(tmp_path)
+    assert (records.labels.tolist(), records.skipped) == ([1, 0], ())
+
+
 def test_what_a_sample_may_not_be_is_left_out_and_named(tmp_path):
     picture = png(crops(1, 16)[0][0])
     link = tarfile.TarInfo("link.png")

@@ -174,7 +174,8 @@ def _classes(table: Any, label: str, origin: str, datasets: Any) -> tuple[np.nda
     numbers = values.dtype.kind in "iu" and values.ndim == 1 and len(values) > 0
     if not numbers or values.min() < 0 or values.max() >= 1_000_000:
         raise DataError(
-            f"{origin}: column {label!r} must hold class numbers from 0, one a row, got {_type(table.features[label])}"
+            f"{origin}: column {label!r} must hold class numbers from 0, one a row, got {values.dtype}"
+            + (f" {list(values.shape)}" if values.ndim != 1 else "")
             + (f" from {values.min()} to {values.max()}" if numbers else "")
             + f". Convert it, or choose another with {origin}?label=COLUMN."
         )

@@ -62,15 +62,17 @@ class ShardRecords:
 def shard_records(where: str | Path) -> ShardRecords:
     """Index the shards in a folder, one `.tar` file, or `name-{000..099}.tar`.
 
-    A sample is a picture beside a label: `KEY.cls` with a class number from 0 as text, in every sample or in none.
-    Names of the classes may lie in `class_names.txt` beside the shards, one a line. What cannot be used is left out and
-    named; a shard that is cut short gives what lies before the cut. Raises `DataError` where nothing can be used.
+    A sample is a picture beside a label: `KEY.cls` with a class number from 0 as text, in every sample or in none. The
+    two must follow each other in the shard. Names of the classes may lie in `class_names.txt` beside the shards, one a
+    line. What cannot be used is left out and named; a shard that is cut short gives what lies before the cut. Raises
+    `DataError` where nothing can be used, and where a label lies elsewhere than its picture.
     """
     shards = _shards(where)
     found: list[tuple[str, int, int, int, int]] = []  # name, shard, offset, length, label
     skipped: list[tuple[str, str]] = []
+    alone: dict[str, str] = {}  # key and name of each label that has no picture beside it
     for number in show_progress(range(len(shards)), "Indexing shards"):
-        for sample in _samples(shards[number], skipped):
+        for sample in _samples(shards[number], skipped, alone):
             name, offset, length, label = sample
             found.append((name, number, offset, length, label))
     origin = str(where)
@@ -81,6 +83,13 @@ def shard_records(where: str | Path) -> ShardRecords:
             f"{origin}: the shards hold no picture" + (f"; left out were {named(skipped)}" if skipped else "")
         )
     unlabelled = [entry for entry in found if entry[4] < 0]
+    for name, *_ in unlabelled if alone else ():
+        label_name = alone.get(_key(name.partition("/")[2]))
+        if label_name is not None:  # `tar cf a.tar *.png *.cls` makes such shards
+            raise DataError(
+                f"{origin}: label {label_name!r} does not lie beside its picture {name!r}. The members of a sample "
+                "must follow each other: make the shards with tar --sort=name and a folder, not *.png *.cls."
+            )
     if 0 < len(unlabelled) < len(found):
         if 2 * len(unlabelled) > len(found):
             raise DataError(
@@ -126,12 +135,13 @@ def _shards(where: str | Path) -> list[Path]:
     return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".")) if path.is_dir() else [path]
 
 
-def _samples(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset, length, label or -1) of each usable picture of a shard."""
+def _samples(shard: Path, skipped: list[tuple[str, str]], alone: dict[str, str]) -> Iterator[tuple[str, int, int, int]]:
+    """(name, offset, length, label or -1) of each usable picture of a shard; labels without pictures go to `alone`."""
     key, pictures, label = None, [], -1
-    for member_key, extension, member, content in _members(shard, skipped):
+    for extension, member, content in _members(shard, skipped):
+        member_key = _key(member.name)
         if member_key != key:
-            yield from _sample(shard, key, pictures, label, skipped)
+            yield from _sample(shard, key, pictures, label, skipped, alone)
             key, pictures, label = member_key, [], -1
         if "." + extension.rsplit(".", 1)[-1] in SUFFIXES:
             pictures.append(member)
@@ -140,12 +150,19 @@ def _samples(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
             if label is None:
                 skipped.append((f"{shard.name}/{member.name}", f"no class number from 0: {content[:20]!r}"))
                 label = -2
-    yield from _sample(shard, key, pictures, label, skipped)
+    yield from _sample(shard, key, pictures, label, skipped, alone)
 
 
 def _sample(
-    shard: Path, key: str | None, pictures: list[tarfile.TarInfo], label: int, skipped: list[tuple[str, str]]
+    shard: Path,
+    key: str | None,
+    pictures: list[tarfile.TarInfo],
+    label: int,
+    skipped: list[tuple[str, str]],
+    alone: dict[str, str],
 ) -> Iterator[tuple[str, int, int, int]]:
+    if key is not None and not pictures and label != -1:
+        alone[key] = f"{shard.name}/{key}.cls"
     if key is None or not pictures or label == -2:
         return
     if len(pictures) > 1:
@@ -154,15 +171,21 @@ def _sample(
     yield f"{shard.name}/{pictures[0].name}", pictures[0].offset_data, pictures[0].size, label
 
 
-def _members(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
-    """(key, extension, member, content of a label) of each plain file of a tar file, until it ends or is damaged."""
+def _key(name: str) -> str:
+    """What the members of one sample share: the name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _members(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
+    """(extension, member, content of a label) of each plain file of a tar file, until it ends or is damaged."""
     try:
         end = os.path.getsize(shard)
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 name = f"{shard.name}/{member.name}"
-                folder, slash, base = member.name.rpartition("/")
-                stem, dot, extension = base.partition(".")
+                base = member.name.rpartition("/")[2]
+                _, dot, extension = base.lower().partition(".")
                 if member.isdir() or base.startswith("."):
                     continue
                 if not member.isreg():
@@ -175,7 +198,7 @@ def _members(shard: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
                     label = b""
                     if extension == "cls":
                         label = archive.extractfile(member).read(MEMBERS_OF_LABEL)
-                    yield f"{folder}{slash}{stem}", extension.lower(), member, label
+                    yield extension, member, label
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         skipped.append((shard.name, f"no tar file, or damaged ({' '.join(str(error).split())[:100]})"))
 
