@@ -1,4 +1,5 @@
 import io
+import re
 
 import datasets
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from tests.data.support import crops
 from tvmatch.data import DataError, open_source
+from tvmatch.data.opening import open_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -185,3 +187,55 @@ def test_columns_of_local_tables_are_asked_for_as_the_message_says(folder):
     for query in ("split=train", "imgae=b"):
         with pytest.raises(DataError, match=r"local tables take \?image=COLUMN&label=COLUMN only"):
             open_source(f"{folder}?{query}", 16)
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+@pytest.mark.parametrize("names", [("train-0", "test-0"), ("training", "val_0"), ("cats-validation-0", "cats-test-0")])
+def test_tables_of_several_splits_are_not_mixed(folder, monkeypatch, names, inner):
+    place = folder / inner
+    place.mkdir(exist_ok=True)
+    for name in names:
+        table().to_parquet(place / f"{name}.parquet")
+    first, second = (rf"'{name}\.parquet' \(\w+\)" for name in sorted(names))
+    with pytest.raises(DataError, match=rf"of several splits: {first}, {second}\. Choose one with hf:/.*\?split="):
+        open_source(str(folder), 16)
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(DataError, match=r"of several splits") as told:
+        open_source(folder.name, 16)
+    check(open_source(re.search(r"hf:\./\S+\?split=\w+", str(told.value))[0], 16))  # the remedy works
+    check(open_source(str(place / f"{names[0]}.parquet"), 16))
+
+
+def test_tables_of_one_split_and_of_none_are_taken_together(folder):
+    for name in ("train-0", "training_1", "part"):
+        table().to_parquet(folder / f"{name}.parquet")
+    assert len(open_source(str(folder), 16)) == 18
+
+
+def test_a_table_beside_pictures_does_not_take_their_place(folder):
+    picture = Image.fromarray(crops(1, 16)[0][0])
+    (folder / "temple").mkdir()
+    picture.save(folder / "temple" / "0.png")
+    assert open_source(str(folder), 16).class_names == ("temple",)
+    table().to_parquet(folder / "stray.parquet")
+    for opening in (open_source, open_pictures):
+        with pytest.raises(DataError, match=r"holds both 'stray\.parquet' and 'temple/0\.png'"):
+            opening(str(folder), 16)
+    (folder / "temple" / "0.png").rename(folder / "0.png")
+    with pytest.raises(DataError, match=r"holds both 'stray\.parquet' and '0\.png'"):
+        open_source(f"{folder}?label=kind", 16)
+    (folder / "0.png").unlink()
+    check(open_source(str(folder), 16))  # an empty sub-folder does no harm
+    (folder / "a.tar").touch()
+    with pytest.raises(DataError, match=r"holds both 'a\.tar' and 'stray\.parquet'"):
+        open_source(str(folder), 16)
+
+
+def test_a_clone_of_the_hub_may_hold_pictures_of_its_card(folder):
+    for inner in ("data", "images"):
+        (folder / inner).mkdir()
+    table().to_parquet(folder / "data" / "train-0.parquet")
+    (folder / "README.md").write_text("a card")
+    Image.fromarray(crops(1, 16)[0][0]).save(folder / "images" / "card.png")
+    check(open_source(str(folder), 16))
+    check(open_source(f"{folder}?label=kind", 16))

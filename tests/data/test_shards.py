@@ -8,7 +8,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from tests.data.support import crops
+from tests.data.support import crops, write_folder
 from tvmatch.data import DataError, open_source
 from tvmatch.data.shards import shard_records
 
@@ -176,3 +176,12 @@ def test_records_open_their_files_again_in_another_process(tmp_path):
 def test_a_size_is_required(tmp_path):
     with pytest.raises(DataError, match=r"image_size is required.*--image-size 256"):
         open_source(str(write_shards(tmp_path / "shards")))
+
+
+def test_a_shard_beside_class_folders_does_not_take_their_place(tmp_path):
+    root = write_folder(tmp_path / "pictures")
+    picture = png(crops(1, 16)[0][0])
+    write_tar(root / "backup.tar", {"0.png": picture})
+    with pytest.raises(DataError, match=r"holds both 'backup\.tar' and '(china|flower)/.*png'.*give '.*backup\.tar'"):
+        open_source(str(root), 16)
+    assert len(open_source(str(root / "backup.tar"), 16)) == 1

@@ -1,10 +1,11 @@
 """The one place that turns the name of a data set, or a path, into a source."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmatch.data.decoding import Crop
+from tvmatch.data.decoding import SUFFIXES, Crop
 from tvmatch.data.source import DataError, PictureReader, Source, check_image_size
 
 if TYPE_CHECKING:
@@ -14,6 +15,11 @@ CHOICES = (
     "Give `digits`, an .npz file, a folder of pictures, a folder of latents (`tvmatch encode`), .tar shards, .parquet "
     "or .arrow files, or `hf:NAME` for a data set of the Hugging Face hub."
 )
+SPLITS = {  # words in the names of files, as the `datasets` library reads them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 IN_MEMORY = 2**30  # bytes of decoded pictures up to which a folder is decoded once and kept
 
 
@@ -28,7 +34,8 @@ def open_source(spec: str, image_size: int | None = None, strict: bool = False, 
     strict      a picture that cannot be used is an error instead of skipped with a warning
     crop        of pictures that are not square: the centre, or a random square each time (decoded as they are needed)
 
-    Raises `DataError` for an unknown name, a missing path, and everything that is wrong with the data itself.
+    Raises `DataError` for an unknown name, a missing path, a folder of several kinds of data or of several splits, and
+    everything that is wrong with the data itself.
     """
     # imported here: scikit-learn alone takes a second, and the loaders build on `source`
     check_image_size(image_size)
@@ -49,7 +56,7 @@ def open_source(spec: str, image_size: int | None = None, strict: bool = False, 
         from tvmatch.data.arrays import npz_source
 
         return npz_source(path, image_size)
-    if path.is_dir() and not _table_files(path) and not _tar_files(path) and crop == "centre":
+    if is_picture_folder(path) and crop == "centre":
         from tvmatch.data.folder import folder_source
         from tvmatch.data.listing import list_folder
 
@@ -79,6 +86,8 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
     """A source that decodes what it is asked for."""
     from tvmatch.data.streamed import StreamedSource
 
+    path, query = _split_query(spec, path)
+    _check_one_kind(path)
     if spec.startswith("hf:"):
         from tvmatch.data.hub import hub_records
 
@@ -88,13 +97,11 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
 
         records = shard_records(spec if _tar_pattern(spec) else path)
     elif _is_table(path):
-        records = _local_table(path, "")
+        records = _local_table(path, query)
     elif path.is_dir():
         from tvmatch.data.listing import folder_records
 
         records = folder_records(path)
-    elif not path.exists() and _is_table(Path(spec.partition("?")[0]).expanduser()):
-        records = _local_table(Path(spec.partition("?")[0]).expanduser(), spec.partition("?")[2])
     elif not path.exists():
         raise DataError(_unknown(spec, path))
     else:
@@ -106,17 +113,84 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
     return StreamedSource(records, image_size, crop, strict)
 
 
+def _split_query(spec: str, path: Path) -> tuple[Path, str]:
+    """The path and the columns of `FILE?image=COLUMN` for tables; a path with a ? in its name stays whole."""
+    name, _, query = spec.partition("?")
+    if query and not path.exists() and _is_table(Path(name).expanduser()):
+        return Path(name).expanduser(), query
+    return path, ""
+
+
 def _local_table(path: Path, query: str) -> "TableRecords":
     """The tables of a file or folder, with the columns that `query` names."""
     from tvmatch.data.hub import table_records
 
-    return table_records(_table_files(path) if path.is_dir() else [path], str(path), query)
+    files = [path]
+    if path.is_dir():
+        files = _table_files(path)
+        _check_one_split(path, files)
+    return table_records(files, str(path), query)
 
 
 def _is_table(path: Path) -> bool:
     if path.is_dir():
         return bool(_table_files(path))
     return path.suffix in (".parquet", ".arrow") and path.is_file()
+
+
+def is_picture_folder(path: Path) -> bool:
+    """Whether a path is a folder of picture files, opened as they lie, rather than one of tables, shards or latents."""
+    return path.is_dir() and not (_is_latents(path) or _table_files(path) or _tar_files(path))
+
+
+def _check_one_kind(path: Path) -> None:
+    """Raise `DataError` for a folder with shards or tables at its top beside pictures, class folders or one another:
+    the first would silently take the place of the rest."""
+    if not path.is_dir():
+        return
+    tars, tables = _tar_files(path), _table_files(path)
+    beside = None
+    if tars and tables:
+        beside = tables[0]
+    elif tars or (tables and tables[0].parent == path):  # a hub repository's `data` may lie beside its card's pictures
+        beside = _picture_within(path)
+    if beside is not None:
+        first = (tars or tables)[0]
+        raise DataError(
+            f"{path}: holds both {first.name!r} and {str(beside.relative_to(path))!r}, and which of them are the data "
+            f"is not clear. Move one kind away, or give {str(first)!r} itself."
+        )
+
+
+def _picture_within(folder: Path) -> Path | None:
+    """A picture file of the folder or of one of its sub-folders; None if there is none."""
+    for pattern in ("*", "*/*"):
+        for entry in folder.glob(pattern):
+            parts = entry.relative_to(folder).parts
+            if entry.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts):
+                return entry
+    return None
+
+
+def _check_one_split(folder: Path, files: list[Path]) -> None:
+    """Raise `DataError` for tables of several splits: trained on together, the test set would be among them."""
+    found: dict[str, Path] = {}
+    for file in files:
+        words = [SPLITS[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLITS]
+        if words:
+            found.setdefault(words[0], file)
+    if len(found) > 1:
+        names = ", ".join(f"{file.name!r} ({split})" for split, file in found.items())
+        split = "train" if "train" in found else next(iter(found))
+        raise DataError(
+            f"{folder}: its tables are of several splits: {names}. Choose one with hf:{_local(folder)}?split={split}, "
+            "or give one file."
+        )
+
+
+def _local(folder: Path) -> str:
+    """A folder's path as `hf:` takes it: never mistaken for a name of the hub."""
+    return str(folder) if folder.is_absolute() else f"./{folder}"
 
 
 def _is_latents(path: Path) -> bool:
