@@ -161,3 +161,19 @@ def test_class_folders_may_have_names_beside_them(root):
 def test_records_travel_to_processes(root):
     records = pickle.loads(pickle.dumps(folder_records(root)))
     assert [records.name(n) for n in range(2)] == ["china/000.png", "china/002.png"]
+
+
+def test_nothing_is_said_to_stand_in_for_what_was_only_read(root, caplog):
+    (root / "china" / "002.png").write_bytes(b"broken")
+    (root / "flower" / "005.png").write_bytes(b"broken")
+    with caplog.at_level(logging.WARNING, "tvmatch"), streamed(root) as source:
+        assert [n for n, result in enumerate(source.read(np.arange(6))) if isinstance(result, str)] == [1, 5]
+        assert [name for name, _ in source.skipped] == ["china/002.png", "flower/005.png"]
+        assert source.unusable == ()
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING, "tvmatch"), streamed(root) as source:
+        source.read(np.arange(6))
+        np.testing.assert_array_equal(source.batch(np.array([1]))[0], decode(root / "china" / "004.png", 8)[0])
+        assert [name for name, _ in source.skipped] == ["china/002.png", "flower/005.png"]
+        assert source.unusable == (1,)
+    assert "1 file: 'china/002.png'" in caplog.text

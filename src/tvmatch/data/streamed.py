@@ -48,9 +48,10 @@ class StreamedSource:
         self.shape = (3, image_size, image_size)
         self.labels = records.labels
         self.class_names = records.class_names
-        self._bad: dict[int, str] = {}
+        self._bad: dict[int, str] = {}  # of batches: others stand in for these
+        self._unread: dict[int, str] = {}  # of `read`: nothing does
         self._decoders = Decoders(Job(records, image_size, crop), workers, count)
-        self._lock = threading.Lock()  # of `_bad`
+        self._lock = threading.Lock()  # of `_bad` and `_unread`
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +66,8 @@ class StreamedSource:
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """(name, reason) of what was left out until now."""
         with self._lock:
-            bad = tuple((self.records.name(index), reason) for index, reason in self._bad.items())
+            both = self._unread | self._bad
+        bad = tuple((self.records.name(index), reason) for index, reason in both.items())
         return tuple(sorted(self.records.skipped + bad))
 
     @property
@@ -118,7 +120,7 @@ class StreamedSource:
             again = []
             for place, index, result in zip(wanted, chosen, self._wait(waiting), strict=True):
                 if isinstance(result, str):
-                    self._note(int(index), result)
+                    self._note(self._bad, int(index), result)
                     again.append(place)
                 else:
                     pictures[place] = result
@@ -136,7 +138,7 @@ class StreamedSource:
         results = self._wait(self._start(indices, none, none.astype(bool)))
         for index, result in zip(indices, results, strict=True):
             if isinstance(result, str):
-                self._note(int(index), result)
+                self._note(self._unread, int(index), result)
         return results
 
     def name(self, index: int) -> str:
@@ -178,20 +180,20 @@ class StreamedSource:
             f"one of {names}. Remove the one that Pillow cannot open, or free some memory."
         )
 
-    def _note(self, index: int, reason: str) -> None:
+    def _note(self, where: dict[int, str], index: int, reason: str) -> None:
         if self.strict:
             raise DataError(
                 f"{self.records.origin}: {self.records.name(index)!r} cannot be used ({reason}). Mend or remove it, or "
                 "give --no-strict to skip it."
             )
         with self._lock:
-            self._bad[index] = reason
+            where[index] = reason
 
     def _all_bad(self) -> tuple[tuple[str, str], ...]:
         return tuple((self.records.name(index), reason) for index, reason in sorted(self._bad.items()))
 
     def close(self) -> None:
-        """End the workers, and say once what was left out. May be called twice."""
+        """End the workers, and say for which pictures others stood in. May be called twice."""
         self._decoders.close()
         if self._bad:
             logger.warning(
