@@ -68,6 +68,32 @@ def test_pickled_weights_are_converted_on_request_only(tmp_path):
     assert open_codec(str(tmp_path / "new")).hash == open_codec(str(TAEF2)).hash
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"must hold one \*encoder\.pth, found 0"),
+        (b"no pickle", r"taef2_encoder\.pth cannot be read as weights"),
+        ([1, 2], r"taef2_encoder\.pth holds no named tensors"),
+    ],
+)
+def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, content, message):
+    if isinstance(content, bytes):
+        (tmp_path / "taef2_encoder.pth").write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / "taef2_encoder.pth")
+    with pytest.raises(CodecError, match=message):
+        convert(tmp_path, tmp_path / "new")
+    with pytest.raises(SystemExit, match=rf"^error: .*{message}.*$"):
+        tiny_module.main([str(tmp_path), str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_conversion_says_how_it_is_called():
+    for arguments in ([], ["old"], ["old", "new", "more"]):
+        with pytest.raises(SystemExit, match=r"^usage: python -m tvmatch\.data\.codecs\.tiny OLD_FOLDER NEW_FOLDER$"):
+            tiny_module.main(arguments)
+
+
 def test_damaged_and_foreign_weights_are_refused(tmp_path):
     shutil.copytree(TAEF2, tmp_path / "cut")
     file = tmp_path / "cut" / "taef2_encoder.safetensors"

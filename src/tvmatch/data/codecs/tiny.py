@@ -162,18 +162,43 @@ def _load(path: Path) -> dict[str, Tensor]:
 def convert(source: Path, target: Path) -> None:
     """Write the `*encoder.pth` and `*decoder.pth` of a folder, and its licence, as safetensors into a new folder.
 
-    torch's restricted unpickler reads them: it builds tensors and runs nothing.
+    torch's restricted unpickler reads them: it builds tensors and runs nothing. Raises `CodecError`, before anything is
+    written.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    halves = {}
     for part in ("encoder", "decoder"):
-        (path,) = source.glob(f"*{part}.pth")
-        tensors = torch.load(path, weights_only=True, map_location="cpu")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, target / f"{path.stem}.safetensors")
+        found = sorted(source.glob(f"*{part}.pth"))
+        if len(found) != 1:
+            raise CodecError(f"{source} must hold one *{part}.pth, found {len(found)}.")
+        halves[found[0].stem] = _unpickle(found[0])
+    target.mkdir(parents=True, exist_ok=True)
+    for stem, tensors in halves.items():
+        save_file({name: value.contiguous() for name, value in tensors.items()}, target / f"{stem}.safetensors")
     for licence in source.glob("LICENSE*"):
         (target / licence.name).write_bytes(licence.read_bytes())
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged pickle fails in many ways
+        raise CodecError(f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]}).") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CodecError(f"{path} holds no named tensors; give the file of a state dict.")
+    return tensors
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m tvmatch.data.codecs.tiny OLD NEW`; ends with one line where that cannot be done."""
+    if len(arguments) != 2:
+        raise SystemExit("usage: python -m tvmatch.data.codecs.tiny OLD_FOLDER NEW_FOLDER")
+    try:
+        convert(Path(arguments[0]), Path(arguments[1]))
+    except (CodecError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
     import sys
 
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1:])
