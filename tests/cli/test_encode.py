@@ -125,11 +125,35 @@ def test_mistakes_get_one_line(pictures, latents, tmp_path, capsys):
     assert_one_line(encode("nowhere", tmp_path / "o", "--codec", "pixels"), "no such file or folder")
     assert_one_line(encode(latents, tmp_path / "o", "--codec", "pixels"), "are latents already")
     assert_one_line(encode(pictures, tmp_path / "o", "--codec", "pixels", "--shard-size", 0), "shard_size must be")
+    sixteen = ("--codec", "pixels", "--precision", "bfloat16")
+    assert_one_line(encode("digits", tmp_path / "o", *sixteen), "leave --precision out")
     strict = encode(pictures, tmp_path / "s", "--codec", "pixels", "--image-size", 64, "--strict")
     assert_one_line(strict, "'china/readme.jpg' cannot be used")
     assert not (tmp_path / "o").exists()
     (tmp_path / "file").touch()
     assert_one_line(encode("digits", tmp_path / "file", "--codec", "pixels"), "is a file")
+
+
+def test_strict_names_what_an_earlier_run_skipped(pictures, tmp_path, capsys):
+    options = ["encode", pictures, tmp_path / "o", "--codec", "pixels", "--image-size", 8, "--shard-size", 3]
+    answer = tvmatch(capsys, *options)
+    assert answer.code == 0
+    assert "stood in" not in answer.err
+    assert_one_line(tvmatch(capsys, *options, "--strict"), "without --strict skipped 1 file: 'china/readme.jpg'")
+    assert tvmatch(capsys, *options).code == 0
+
+
+def test_the_latents_lie_outside_of_the_pictures(tmp_path, capsys, monkeypatch):
+    root = write_folder(tmp_path / "pictures")
+    options = ["--codec", "pixels", "--image-size", 8]
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for source, out in ((root, root / "latents"), ("pictures", "link/china/new"), ("link", root / "new")):
+        assert_one_line(tvmatch(capsys, "encode", source, out, *options), "whose sub-folders are its classes")
+    assert sorted(path.name for path in root.iterdir()) == ["china", "flower"]
+    for out in (root / ".latents", "pictures-latents"):  # hidden folders are no classes, and this one is none of it
+        for _ in range(2):
+            assert tvmatch(capsys, "encode", root, out, *options).code == 0
 
 
 def test_two_commands_do_not_write_into_one_folder(pictures, tmp_path, capsys):

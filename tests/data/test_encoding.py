@@ -14,6 +14,7 @@ from tvmatch.data import DataError, InMemorySource, open_pictures
 from tvmatch.data.codecs import Posterior, open_codec
 from tvmatch.data.encoding import (
     EncodingPlan,
+    check_nothing_skipped,
     check_size,
     claim_plan,
     encode_shards,
@@ -223,6 +224,25 @@ def test_what_cannot_be_used_is_skipped_counted_and_named(tmp_path):
     (root / "china" / "notes.txt").unlink()
     with open_pictures(str(root), 8, strict=True) as reader, pytest.raises(DataError, match=r"002\.png.*strict"):
         encode(reader, tmp_path / "strict")
+
+
+def test_strict_does_not_let_pass_what_an_earlier_run_skipped(tmp_path):
+    root = write_folder(tmp_path / "in", 6, 8)
+    with open_pictures(str(root), 8) as reader:
+        encode(reader, tmp_path / "whole")
+        plan = make_plan(reader, Spread(), True, batch_size=3, shard_size=4, precision="float32")
+    check_nothing_skipped(tmp_path / "whole", plan)
+    check_nothing_skipped(tmp_path / "nothing yet", plan)
+    (root / "flower" / "003.png").write_bytes(b"no picture")
+    with open_pictures(str(root), 8) as reader:
+        encode(reader, tmp_path / "out")
+    with pytest.raises(DataError, match=r"earlier run without --strict skipped 1 file: 'flower/003\.png'.*new folder"):
+        check_nothing_skipped(tmp_path / "out", plan)
+
+
+def test_pixels_have_one_precision():
+    with pytest.raises(DataError, match="'pixels' computes nothing that bfloat16 could speed up; leave --precision"):
+        make_plan(source(), open_codec("pixels"), True, batch_size=3, shard_size=4, precision="bfloat16")
 
 
 def test_nothing_usable_is_an_error(tmp_path):

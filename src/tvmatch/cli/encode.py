@@ -38,12 +38,20 @@ def command(arguments: list[str]) -> int:
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
+    check_outside(options.source, options.out)
     import contextlib
 
     import torch
 
     from tvmatch.data.codecs import open_codec
-    from tvmatch.data.encoding import check_size, claim_plan, encode_shards, make_plan, write_manifest
+    from tvmatch.data.encoding import (
+        check_nothing_skipped,
+        check_size,
+        claim_plan,
+        encode_shards,
+        make_plan,
+        write_manifest,
+    )
     from tvmatch.data.folder_lock import holding
     from tvmatch.data.latent_shards import require_webdataset
     from tvmatch.data.naming import named
@@ -62,6 +70,8 @@ def command(arguments: list[str]) -> int:
             stack.enter_context(holding(options.out))
             check_size(plan, options.out)
             claim_plan(options.out, plan)
+            if options.strict:
+                check_nothing_skipped(options.out, plan)
 
         stack.callback(reader.close)
         ranks.on_main(claim)
@@ -80,6 +90,24 @@ def command(arguments: list[str]) -> int:
             print(summary(options.out, manifest), file=sys.stderr)
             print(f"train with: tvmatch train --data {options.out} --run RUN")
     return 0
+
+
+def check_outside(source: str, out: Path) -> None:
+    """Raise `ValueError` for OUT inside a folder of pictures: it would be one of its class folders from then on, with
+    which neither the encoding could be continued nor the pictures be opened."""
+    from tvmatch.data.opening import is_picture_folder
+
+    pictures = Path(source).expanduser()
+    if not is_picture_folder(pictures):
+        return
+    folder, inside = pictures.resolve(), out.resolve()
+    if folder not in inside.parents:
+        return
+    if not any(part.startswith(".") for part in inside.relative_to(folder).parts):  # those are not looked at
+        raise ValueError(
+            f"{out} lies inside {source}, whose sub-folders are its classes; give a folder outside, for example "
+            f"{pictures.parent / (folder.name + '-latents')}."
+        )
 
 
 def summary(out: Path, manifest: dict[str, Any]) -> str:

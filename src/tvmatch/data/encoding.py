@@ -79,8 +79,11 @@ class EncodingPlan:
 def make_plan(
     reader: PictureReader, codec: Codec, flips: bool, batch_size: int, shard_size: int, precision: str
 ) -> EncodingPlan:
-    """The plan for a data set and a codec; raises for pictures that the codec cannot divide."""
+    """The plan for a data set and a codec; raises for pictures that the codec cannot divide, and for a precision that
+    it does not have."""
     channels, height, _ = reader.shape
+    if codec.spec == "pixels" and precision != "float32":
+        raise DataError(f"codec 'pixels' computes nothing that {precision} could speed up; leave --precision out.")
     if channels != 3 and codec.spec != "pixels":
         raise DataError(f"codec {codec.spec!r} encodes colour pictures; these have {channels} channel.")
     if height % codec.factor:
@@ -126,6 +129,18 @@ def claim_plan(out: Path, plan: EncodingPlan) -> None:
         raise DataError(f"{out} holds other files; give a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, plan.to_json())
+
+
+def check_nothing_skipped(out: Path, plan: EncodingPlan) -> None:
+    """Raise `DataError` if the shards that are finished lack pictures: they are not read again, so a strict run that
+    continues one that was not would let them pass."""
+    records = [_finished(out / "shards", shard) for shard in range(plan.shards)]
+    skipped = [tuple(entry) for record in records if record is not None for entry in record["skipped"]]
+    if skipped:
+        raise DataError(
+            f"{out}: an earlier run without --strict skipped {named(skipped)}. Mend or remove these and encode into a "
+            "new folder, or leave --strict out."
+        )
 
 
 def encode_shards(
