@@ -181,8 +181,10 @@ def convert(source: Path, target: Path) -> None:
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged pickle fails in many ways
-        raise CodecError(f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]}).") from error
+    except Exception as error:  # many kinds, and torch's own text advises to run what is inside
+        raise CodecError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors. Copy it again."
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CodecError(f"{path} holds no named tensors; give the file of a state dict.")
     return tensors
