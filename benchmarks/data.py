@@ -28,7 +28,8 @@ import tvmatch.training.loop as loop
 from tvmatch import __version__
 from tvmatch.data import InMemorySource, Prefetcher, ShuffledStream, Source, StreamedSource
 from tvmatch.data.codecs import Posterior
-from tvmatch.data.encoding import claim_plan, encode_shards, make_plan, write_manifest
+from tvmatch.data.encoding import claim_plan, encode_shards, make_plan
+from tvmatch.data.encoding_manifest import write_manifest
 from tvmatch.data.latents import LatentsSource
 from tvmatch.data.listing import folder_records
 from tvmatch.files import write_text

@@ -20,8 +20,8 @@ from tvmatch.data.encoding import (
     encode_shards,
     make_plan,
     psnr,
-    write_manifest,
 )
+from tvmatch.data.encoding_manifest import write_manifest
 from tvmatch.data.latents import LatentsSource
 
 CPU = torch.device("cpu")

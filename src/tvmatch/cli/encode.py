@@ -50,8 +50,8 @@ def command(arguments: list[str]) -> int:
         claim_plan,
         encode_shards,
         make_plan,
-        write_manifest,
     )
+    from tvmatch.data.encoding_manifest import write_manifest
     from tvmatch.data.folder_lock import holding
     from tvmatch.data.latent_shards import require_webdataset
     from tvmatch.data.naming import named

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tvmatch.cli.options import check_out, check_place, check_seed, parse, refuse_ranks, warn
+from tvmatch.cli.options import check_out, check_place, check_replaced, check_seed, parse, refuse_ranks, warn
 
 DESCRIPTION = """Measure the samples of a trained run against its training data.
 
@@ -107,8 +107,9 @@ def _in_pixels(options: EvaluateOptions, out: Path) -> int:
             )
     if len(options.seeds) != 1:
         raise ValueError(f"without --features there is one seed, got {list(options.seeds)}.")
-    trained = load_run(options.run, options.ema, choose_device(options.device))
     require_in_pixels(out)
+    check_replaced(out, ("checkpoint", "rows"))
+    trained = load_run(options.run, options.ema, choose_device(options.device))
     scales, remarks = options.w or (trained.w,), []
     plan = options.nfe, scales, options.samples, options.seeds[0], options.method
     rows = evaluate_run(options.run, trained, *plan, remarks.append)

@@ -92,17 +92,13 @@ def require_own_folder(out: Path, folder: Path) -> None:
 
 
 def require_in_pixels(out: Path) -> None:
-    """`ValueError` if `out` holds anything but an evaluation in pixel values, which may be overwritten: one in the
-    features of a network takes long."""
-    if not out.exists():
-        return
+    """`ValueError` if `out` holds an evaluation in the features of a network, which takes long; one of pixel values may
+    be overwritten."""
     try:
         held = json.loads(out.read_text())
     except (OSError, ValueError):
-        held = None
-    if not isinstance(held, dict) or not {"checkpoint", "rows"} <= held.keys():
-        raise ValueError(f"{out} holds no evaluation, and is not overwritten; choose another --out.")
-    if "statistics" in held:
+        return
+    if isinstance(held, dict) and "statistics" in held:
         raise ValueError(f"{out} is of an evaluation with --features; it is not overwritten. Choose another --out.")
 
 
