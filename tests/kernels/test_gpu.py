@@ -172,3 +172,22 @@ def test_the_first_call_tunes_and_is_not_slow(monkeypatch):
     check(4, 4, 333, 333, 64, causal=True)
     assert time.time() - start < 20
     assert sorted(key[0] for key in fused._chosen) == ["forward", "keys", "queries"]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_plain_tensors_with_lengths():
+    """Without derivatives another way is taken: it ignores the padding, and a length of 0 becomes NaN, as a kernel
+    that nobody waits for must."""
+    q, k, v = torch.randn(3, 2, 4, 40, 64, device="cuda").to(BF16)
+    lengths = torch.tensor([17, 40], device="cuda")
+    dirty = [x.clone() for x in (k, v)]
+    for x in dirty:
+        x[0, :, 17:] = float("nan")
+    got = scaled_dot_product_attention(q, *dirty, kv_lengths=lengths)
+    for sample, length in enumerate((17, 40)):
+        alone = (x[sample : sample + 1, :, :length].double() for x in (k, v))
+        want = torch.nn.functional.scaled_dot_product_attention(q[sample : sample + 1].double(), *alone)
+        torch.testing.assert_close(got[sample : sample + 1].double(), want, rtol=0, atol=2e-2)
+    none = scaled_dot_product_attention(q, k, v, kv_lengths=torch.tensor([0, 40], device="cuda"))
+    assert bool(none[0].isnan().all())
+    assert bool(none[1].isfinite().all())

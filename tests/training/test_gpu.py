@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from tests.conftest import randomise
-from tests.training.support import steps_of_a_run, tiny_config
+from tests.training.support import assert_same_bits, steps_of_a_run, tiny_command, tiny_config
+from tvmatch.cli import main
 from tvmatch.flow_map import FlowMap
 from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.objectives import TerminalVelocityMatching
+from tvmatch.training.checkpoint import list_checkpoints
 from tvmatch.training.ema import EvaluationEma, move_towards
 from tvmatch.training.instruments import Instruments
+from tvmatch.training.loop import _Run
 from tvmatch.training.muon import Muon
 from tvmatch.training.state import TrainingState
 
@@ -145,3 +148,33 @@ def test_a_look_of_the_loops_own_step_is_found(tmp_path: Path, monkeypatch: pyte
                 run.step(images, label)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_that_is_full_in_a_step_ends_it_in_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The GPU's own error, from a share of its memory that leaves none."""
+    command = tiny_command(tmp_path / "run", device="cuda", compile="off", graphs="off", sample_every=3)
+    backward = _Run.backward
+
+    def starved(self: _Run, images: Tensor, label: Tensor) -> None:
+        if self.state.step == 5:
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(1e-9)
+            torch.empty(2**26, device="cuda")
+        backward(self, images, label)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "backward", starved)
+        try:
+            assert main(command) == 1
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    last = list_checkpoints(tmp_path / "run")[-1]
+    assert last.name == "step_00000004"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("tvmatch train: step 5: out of memory (asked for 256.00 MiB more). The last good checkpoint")
+    assert main(command) == 0
+    whole = tiny_command(tmp_path / "whole", device="cuda", compile="off", graphs="off", sample_every=3)
+    assert main(whole) == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "run")
