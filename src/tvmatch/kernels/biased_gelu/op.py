@@ -10,7 +10,9 @@ from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton
 
-ROWS, COLUMNS, TILES, WARPS = 8, 256, 16, 4  # of a tile, 16 numbers a thread; tiles of a program in the backward
+# Of a tile, 16 numbers a thread; in the backward a program takes so many tiles, the next two on their way while one is
+# computed. Measured on an H200 (benchmarks/fused_layers.py).
+ROWS, COLUMNS, TILES, WARPS, STAGES = 4, 512, 16, 4, 3
 
 
 def applies(h: Tensor, dtype: torch.dtype) -> bool:
@@ -70,7 +72,7 @@ def _backward(h: Tensor, th: Tensor | None, bias: Tensor, gradients: list[Tensor
         biased_gelu_backward_kernel[(len(outputs[-1]), -(-size // COLUMNS))](
             h, h if th is None else th.contiguous(), bias, gradients[0], gradients[-1],
             outputs[0], outputs[-2], outputs[-1], rows,
-            SIZE=size, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES, PAIR=th is not None, num_warps=WARPS,
+            SIZE=size, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES, STAGES=STAGES, PAIR=th is not None, num_warps=WARPS,
         )  # fmt: skip
     return outputs
 

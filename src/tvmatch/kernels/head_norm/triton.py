@@ -7,39 +7,44 @@ from tvmatch.kernels.modulated_norm.triton_rows import load_row
 
 
 @triton.jit
-def normalised(x, tx, weight, size, eps, PAIR: tl.constexpr):
-    """y = w r x, r = 1 / sqrt(mean(x^2) + eps), and its tangent, rows at a time."""
+def moments(x, tx, size, eps, PAIR: tl.constexpr):
+    """r = 1 / sqrt(mean(x^2) + eps) of rows, and m = r mean(x tx), as columns."""
     r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
+    m = r
+    if PAIR:
+        m = r * (tl.sum(x * tx, 1)[:, None] / size)
+    return r, m
+
+
+@triton.jit
+def normalised(x, tx, weight, r, m, PAIR: tl.constexpr):
+    """y = w r x and its tangent, rows at a time; r and m: `moments`."""
     unit = x * r
     y = weight * unit
     ty = y
     if PAIR:
-        m = tl.sum(unit * tx, 1)[:, None] / size
         ty = weight * (r * (tx - m * unit))
     return y, ty
 
 
 @triton.jit
-def norm_gradient(x, tx, weight, g, tg, size, eps, PAIR: tl.constexpr):
-    """Gradients of `normalised` by x and tx, and the sum for the weight (formulas: `modulated_norm`'s backward)."""
-    r = tl.rsqrt(tl.sum(x * x, 1)[:, None] / size + eps)
-    unit = x * r
-    part = g * unit
-    if PAIR:
-        m = tl.sum(unit * tx, 1)[:, None] / size
-        part += tg * (r * (tx - m * unit))
-    total = tl.sum(part, 0)  # one sum over rows, which the warps of a program share: it is the dearest line here
+def norm_gradient(x, tx, weight, g, tg, r, m, size, PAIR: tl.constexpr):
+    """Gradients of `normalised` by x and tx, and the sum for the weight (formulas: `modulated_norm`'s backward, where
+    u = r x). x meets the gradients before the columns r and m: gradients that come from products have another layout,
+    and x is moved to it as it was loaded, in 16 bits."""
+    part = (g - (m * r) * tg) * x + tg * tx if PAIR else g * x
+    total = tl.sum(part * r, 0)  # one sum over rows, which the warps of a program share: it is the dearest line here
     g = g * weight
-    along = tl.sum(g * unit, 1)[:, None] / size
+    along = r * (tl.sum(g * x, 1)[:, None] / size)
     gtx = g
     if PAIR:
         tg = tg * weight
-        q = tl.sum(tg * unit, 1)[:, None] / size
+        q = r * (tl.sum(tg * x, 1)[:, None] / size)
         p = tl.sum(tg * tx, 1)[:, None] / size
         along += r * (p - 3.0 * m * q)
-        g -= r * (m * tg + q * tx)
-        gtx = r * (tg - q * unit)
-    return r * (g - along * unit), gtx, total
+        g -= (r * m) * tg + (r * q) * tx
+        gtx = r * (tg - (r * q) * x)
+    return r * (g - (r * along) * x), gtx, total
 
 
 @triton.jit
@@ -49,7 +54,8 @@ def _normalise(qkv, tqkv, weight, result, tresult, row, column, mask, inside, si
     tx = x
     if PAIR:
         tx = load_row(tqkv, mask)
-    y, ty = normalised(x, tx, load_row(weight + column, inside), size, eps, PAIR)
+    r, m = moments(x, tx, size, eps, PAIR)
+    y, ty = normalised(x, tx, load_row(weight + column, inside), r, m, PAIR)
     tl.store(result + row * size + column, y.to(result.dtype.element_ty), mask)
     if PAIR:
         tl.store(tresult + row * size + column, ty.to(tresult.dtype.element_ty), mask)
@@ -84,7 +90,8 @@ def _normalise_backward(
     if PAIR:
         tx = load_row(tqkv, mask)
         tg = load_row(tgradient, mask)
-    gx, gtx, added = norm_gradient(x, tx, load_row(weight + column, inside), g, tg, size, eps, PAIR)
+    r, m = moments(x, tx, size, eps, PAIR)
+    gx, gtx, added = norm_gradient(x, tx, load_row(weight + column, inside), g, tg, r, m, size, PAIR)
     tl.store(gqkv, gx.to(gqkv.dtype.element_ty), mask)
     if PAIR:
         tl.store(gtqkv, gtx.to(gtqkv.dtype.element_ty), mask)

@@ -35,7 +35,7 @@ class _Tile(NamedTuple):
 
 def _tile(size: int) -> _Tile:
     head, tail = two_parts(size)
-    return _Tile(head, tail, max(1, 256 // head), min(16, max(1, head // 256)), 3 if head >= 1024 else 2)
+    return _Tile(head, tail, max(1, 256 // head), min(16, max(1, head // 256)), 3)
 
 
 def _rows_of_a_program(least: int, programs: int, batch: int, tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""Triton kernel of the gradient of the gated residual, RMS norm and modulation (rows as in `triton_forward`).
+"""Triton kernel of the gradient of the gated residual, RMS norm and modulation (rows, layout: `triton_forward`).
 
 It adds up the gradients of the modulation over its rows in registers, in a fixed order, and writes one sum a program.
 """
@@ -6,7 +6,7 @@ It adds up the gradients of the modulation over its rows in registers, in a fixe
 import triton
 import triton.language as tl
 
-from .triton_rows import add2, add5, load_modulation, load_row
+from .triton_rows import add2, add5, column_of, load_modulation, load_row
 
 
 @triton.jit
@@ -146,34 +146,35 @@ def backward_kernel(
     for tile in tl.range(TILES, num_stages=STAGES):
         token = (chunk * TILES + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         row = (sample * tokens + token) * SIZE
-        at = row + a
+        at = tl.max_contiguous(row + a, [1, 4])
         mask = inside & (token < tokens)
         value, tangent, g_h, g_th, g_y, g_ty, step, tstep, square, m, q, p, dot = _backward_read(
             y + at, ty + at, gh + at, gth + at, gy + at, gty + at, update + at, tupdate + at,
             mask, factor, tfactor, gate_row, ADD, PAIR, ONWARD, AGAIN,
         )  # fmt: skip
+        square = column_of(square, ROWS)
+        m = column_of(m, ROWS)
+        q = column_of(q, ROWS)
+        p = column_of(p, ROWS)
+        dot = column_of(dot, ROWS)
         if TAIL > 0:
-            bt = row + b
+            bt = tl.max_contiguous(row + b, [1, 4])
             mask2 = inside2 & (token < tokens)
             value2, tangent2, g_h2, g_th2, g_y2, g_ty2, step2, tstep2, square2, m2, q2, p2, dot2 = _backward_read(
                 y + bt, ty + bt, gh + bt, gth + bt, gy + bt, gty + bt, update + bt, tupdate + bt,
                 mask2, factor2, tfactor2, gate_row2, ADD, PAIR, ONWARD, AGAIN,
             )  # fmt: skip
-            square += square2
-            m += m2
-            q += q2
-            p += p2
-            dot += dot2
+            square += column_of(square2, ROWS)
+            m += column_of(m2, ROWS)
+            q += column_of(q2, ROWS)
+            p += column_of(p2, ROWS)
+            dot += column_of(dot2, ROWS)
         r = tl.rsqrt(square / SIZE + eps)
         m = r * m / SIZE
         q = r * q / SIZE
         along = r * dot / SIZE
         if PAIR:
             along += r * (p / SIZE - 3.0 * m * q)
-        m = m[:, None]
-        q = q[:, None]
-        r = r[:, None]
-        along = along[:, None]
         a1, a2, a3, a4, a5, a6 = _backward_write(
             value, tangent, g_h, g_th, g_y, g_ty, step, tstep, r, m, q, along, a1, a2, a3, a4, a5, a6,
             factor, tfactor, gate_row, tgate_row,

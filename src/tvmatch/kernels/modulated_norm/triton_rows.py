@@ -11,6 +11,13 @@ def load_row(pointer, mask):
 
 
 @triton.jit
+def column_of(sums, ROWS: tl.constexpr):
+    """Sums over rows [R] as a column [R, 1], or as a number where there is one row: a number has no layout, and a
+    column has that of the part that it was summed over, to which the other part would be moved."""
+    return tl.sum(sums, 0) if ROWS == 1 else sums[:, None]
+
+
+@triton.jit
 def add2(a0, a1, b0, b1):
     return a0 + b0, a1 + b1
 

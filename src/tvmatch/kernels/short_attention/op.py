@@ -15,6 +15,7 @@ MAX_TOKENS = MAX_SIZE = 64  # of a tile: four of its size are held in registers 
 WARPS = 4
 PAIR_BACKWARD_WARPS = 4  # 8 would take 232 registers and spill nothing, but leave one program to a multiprocessor
 REGISTERS = 168  # of a thread, at most, in the backward without tangents: three programs then share a multiprocessor
+PAIR_FORWARD_REGISTERS = 128  # and four in the forward with tangents, which would take 144
 
 
 def applies(qkv: Tensor, heads: int) -> bool:
@@ -71,6 +72,7 @@ def _launched(qkv: Tensor, heads: int, eps: float) -> tuple[tuple[int, float, fl
     # products of float32 would be rounded to 10 bits otherwise; only tests call the kernels with it
     exact = "ieee" if qkv.dtype == torch.float32 else "tf32"
     constants = {"HEADS": heads, "SIZE": size, "ROWS": rows, "BLOCK": block, "EXACT": exact}
+    constants["FULL"] = qkv.shape[1] == rows  # no row of the tile is padding
     return (qkv.shape[1], eps, size**-0.5), constants
 
 
@@ -91,6 +93,7 @@ def _forward(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int
             PAIR=tqkv is not None,
             num_warps=WARPS,
             **constants,
+            **({} if tqkv is None else {"maxnreg": PAIR_FORWARD_REGISTERS}),
         )
     return outputs
 
