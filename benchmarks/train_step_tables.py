@@ -16,7 +16,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 LATEST, EARLIER = RESULTS / "train_step_h200.json", RESULTS / "train_step_h200_earlier.json"
 TVM, FLOW_MATCHING = "terminal-velocity", "flow-matching"
 RATIO, TWO_GPUS = 2.6, 1.9  # bars
-EMPTY = "caches of compiled code were empty folders"  # how LATEST, whose rows have no `cold` yet, says it of its first
 
 Row = dict[str, Any]
 # (network, data, batch, policy) of guided TVM on one GPU -> bars: images a second, GiB, seconds of the first step
@@ -31,18 +30,18 @@ BARS: dict[tuple[str, str, int, str], tuple[float, float, float | None]] = {
 def rows_of(path: Path) -> list[Row]:
     """The rows of a result file that have figures. `cold`: whether all of a row was compiled in its first step, since
     no cache held code; false where some was found; absent where nobody wrote it down."""
-    result = json.loads(path.read_text())
-    rows = [row for row in result["rows"] if "error" not in row]
-    if EMPTY in result.get("notes", ""):
-        rows = [{"cold": number == 0} | row for number, row in enumerate(rows)]
-    return rows
+    return [row for row in json.loads(path.read_text())["rows"] if "error" not in row]
 
 
 def bars_of(row: Row) -> tuple[float | None, float | None, float | None]:
     """The bars that a row is held against: images a second, GiB, seconds of the first step."""
-    jumps = row["objective"] == TVM and row["guidance"] != "1" and row["terminal_every"] == 1
+    jumps = row["objective"] == TVM and row["guidance"] != "1" and row["terminal_every"] == 1 and not muon(row)
     key = (row["network"], row["data"], row["batch"], row["policy"])
     return BARS.get(key, (None,) * 3) if jumps and row["gpus"] == 1 else (None,) * 3
+
+
+def muon(row: Row) -> bool:
+    return row.get("optimizer", "adamw") == "muon"
 
 
 def beside(value: float, text: str, bar: float | None, met: Callable[[float, float], bool]) -> str:
@@ -80,7 +79,7 @@ def step_of(row: Row) -> str:
     """The step of a row in words."""
     name = {TVM: "TVM", FLOW_MATCHING: "flow matching"}[row["objective"]]
     jumps = f", 1 of {row['terminal_every']} samples jumps" if row["terminal_every"] > 1 else ""
-    return f"{name}, {'unguided' if row['guidance'] == '1' else 'guided'}{jumps}"
+    return f"{name}, {'unguided' if row['guidance'] == '1' else 'guided'}{jumps}{', Muon' if muon(row) else ''}"
 
 
 def what(row: Row) -> list[str]:
@@ -115,7 +114,7 @@ def find(rows: list[Row], objective: str, guidance: str) -> Row:
     """XL/2's step at N = 256 without recomputation."""
     wanted = {"network": "DiT-XL/2", "data": "4x32x32", "policy": "none", "terminal_every": 1, "gpus": 1}
     wanted |= {"objective": objective, "guidance": guidance}
-    (row,) = (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+    (row,) = (row for row in rows if not muon(row) and all(row[name] == value for name, value in wanted.items()))
     return row
 
 
