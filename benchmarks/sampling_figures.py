@@ -16,21 +16,22 @@ LATENCY, RATE = 5.0, 1800.0  # milliseconds at batch 1 and images a second: the 
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line a mode: milliseconds of one image, images a second of larger batches; what meets its bar is bold."""
-    rows = {(row["mode"], row["batch"]): row for row in result["rows"]}
-    modes = list(dict.fromkeys(row["mode"] for row in result["rows"]))
+    """A line a mode and commit: milliseconds of one image, images a second of larger batches; what meets its bar is
+    bold."""
+    rows = {(row["mode"], row["commit"], row["batch"]): row for row in result["rows"]}
+    kinds = list(dict.fromkeys((row["mode"], row["commit"]) for row in result["rows"]))
     batches = sorted({row["batch"] for row in result["rows"]} - {1})
     heads = [f"one image (bar {LATENCY:g} ms)", *(f"images/s at {batch}" for batch in batches)]
-    lines = [f"| mode | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
-    for mode in modes:
-        latency = rows[mode, 1]["milliseconds"]
+    lines = [f"| mode | commit | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 2)]
+    for kind in kinds:
+        latency = rows[*kind, 1]["milliseconds"]
         cells = [_bold(f"{latency:.2f} ms", latency < LATENCY)]
         for batch in batches:
-            rate = rows[mode, batch]["images_per_second"] if (mode, batch) in rows else None
+            rate = rows[*kind, batch]["images_per_second"] if (*kind, batch) in rows else None
             cells.append("" if rate is None else _bold(f"{rate:,.0f}", rate >= RATE))
-        lines.append(f"| {mode} | {' | '.join(cells)} |")
-    packages = f"torch {result['torch'].partition('+')[0]}, commit {result['commit']}"
-    return "\n".join([*lines, "", f"{result['device']}, {packages}. {result.get('notes', '')}".strip()])
+        lines.append(f"| {' | '.join([*kind, *cells])} |")
+    where = f"{result['device']}, torch {result['torch'].partition('+')[0]}."
+    return "\n".join([*lines, "", f"{where} {result.get('notes', '')}".strip()])
 
 
 def _bold(text: str, met: bool) -> str:

@@ -7,7 +7,6 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.inference import RecordedSampler, ready_to_draw
 from tvmatch.kernels.linear_gelu import linear_gelu
-from tvmatch.networks.layers import FeedForward
 from tvmatch.networks.mlp import MLP, MLPConfig
 from tvmatch.sampling import sample
 from tvmatch.sampling_speed import SamplingCase, _require_same, measure_sampling, random_flow
@@ -35,24 +34,22 @@ def test_random_flows_depend_on_everything() -> None:
     assert expected[0].sub(expected[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_ready_flows_draw_the_same(fused: bool) -> None:
+def test_ready_flows_draw_the_same() -> None:
     flow = random_flow(CASE, torch.device("cpu"))
     expected = drawn(flow)
-    assert error(ready_to_draw(flow, fused=fused), expected) < 1e-6
-    low = ready_to_draw(flow, torch.bfloat16, fused=fused)
+    assert error(ready_to_draw(flow), expected) < 1e-6
+    low = ready_to_draw(flow, torch.bfloat16)
     assert 1e-5 < error(low, expected) < 2e-2
     block = low.network.blocks[0]
     assert {block.mlp.fc1.weight.dtype, block.attention.qkv.weight.dtype} == {torch.bfloat16}
     assert low.network.conditioning.time.fc1.weight.dtype == torch.float32
     assert drawn(flow).equal(expected)  # the flow that was given is as it was
-    assert isinstance(flow.network.blocks[0].mlp, FeedForward)
 
 
 @pytest.mark.slow
 def test_compiled_flows_draw_the_same() -> None:
     flow = random_flow(CASE, torch.device("cpu"))
-    assert error(ready_to_draw(flow, compiled=True, fused=True), drawn(flow)) < 1e-5
+    assert error(ready_to_draw(flow, compiled=True), drawn(flow)) < 1e-5
 
 
 def test_linear_gelu_is_both() -> None:
@@ -100,8 +97,8 @@ def test_what_draws_something_else_is_no_row() -> None:
 
 @pytest.mark.gpu
 def test_modes_on_a_gpu() -> None:
-    rows = list(measure_sampling(CASE, (1, 8), ("eager", "compiled", "graph", "fused"), torch.device("cuda")))
-    assert len(rows) == 8
+    rows = list(measure_sampling(CASE, (1, 8), ("eager", "compiled", "graph"), torch.device("cuda")))
+    assert len(rows) == 6
 
 
 @pytest.mark.gpu

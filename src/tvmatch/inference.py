@@ -5,12 +5,11 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tvmatch.checks import check_data, check_guidance, check_labels
 from tvmatch.flow_map import FlowMap
-from tvmatch.kernels.linear_gelu import linear_gelu
-from tvmatch.networks.layers import FeedForward, Linear
+from tvmatch.networks.layers import Linear
 from tvmatch.networks.modulated import ModulatedNetwork
 from tvmatch.times import check_grid, uniform_grid
 
@@ -18,30 +17,9 @@ COMPILED_VARIANTS = 64
 WARM_CALLS = 3  # before recording: everything must be compiled and allocated
 
 
-class FusedFeedForward(nn.Module):
-    """A `FeedForward` for drawing: its GELU inside the first product."""
-
-    def __init__(self, plain: FeedForward) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = plain.fc1, plain.fc2
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = self.fc1.weight.dtype
-        return self.fc2(linear_gelu(x.to(dtype), self.fc1.weight, self.fc1.bias))
-
-
-def ready_to_draw(
-    flow: FlowMap,
-    dtype: torch.dtype | None = None,
-    compiled: bool = False,
-    fused: bool = False,
-    tuned: bool = False,
-) -> FlowMap:
-    """A copy of `flow` without gradients, whose blocks compute in `dtype` with weights cast once.
-
-    compiled  compile each kind of block
-    fused     GELU inside the matrix product before it
-    tuned     compile after a search among kernels of the compiler's own (minutes)
+def ready_to_draw(flow: FlowMap, dtype: torch.dtype | None = None, compiled: bool = False) -> FlowMap:
+    """A copy of `flow` without gradients, whose blocks compute in `dtype` with weights cast once; `compiled`: and are
+    compiled.
 
     Times, the residual stream and the final layer keep the dtype of the weights, as in training. `ValueError` for a
     network without equal blocks.
@@ -55,15 +33,11 @@ def ready_to_draw(
         for layer in network.blocks.modules():
             if isinstance(layer, Linear):
                 layer.to(dtype)
-    if fused:
-        for block in network.blocks:
-            block.mlp = FusedFeedForward(block.mlp)
-    if compiled or tuned:
+    if compiled:
         # PyTorch counts the variants of all blocks together, one for each size of batch, and would stop at 8
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
-        mode = "max-autotune-no-cudagraphs" if tuned else None
         for part in (*network.blocks, network.conditioning, network.final):
-            part.plain = torch.compile(part.plain, fullgraph=True, dynamic=False, mode=mode)
+            part.plain = torch.compile(part.plain, fullgraph=True, dynamic=False)
     return flow
 
 

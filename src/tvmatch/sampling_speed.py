@@ -1,8 +1,8 @@
 """What drawing costs: images a second and milliseconds a batch, launched, compiled, and recorded as a CUDA graph.
 
-eager     launched from Python, kernel by kernel       compiled  the same with compiled blocks
-graph     compiled, and recorded as a CUDA graph       fused     graph, with GELU inside the matrix product
-tuned     graph, after a search among the compiler's own kernels
+eager     launched from Python, kernel by kernel
+compiled  the same with compiled blocks
+graph     compiled, and recorded as a CUDA graph
 """
 
 import statistics
@@ -21,9 +21,8 @@ from tvmatch.sampling import sample
 from tvmatch.training.config import Precision
 from tvmatch.training.engine import compute_dtype
 
-Mode = Literal["eager", "compiled", "graph", "fused", "tuned"]
-MODES: tuple[Mode, ...] = ("eager", "compiled", "graph", "fused", "tuned")
-RECORDED: tuple[Mode, ...] = ("graph", "fused", "tuned")
+Mode = Literal["eager", "compiled", "graph"]
+MODES: tuple[Mode, ...] = ("eager", "compiled", "graph")
 TOLERANCE = 3e-2  # relative, of 16-bit samples between a compiled or recorded call and a launched one
 CALLS, SECONDS = 100, 3.0  # timed: so many calls, or as many as fit
 
@@ -65,8 +64,7 @@ def measure_sampling(
     expected: dict[int, Tensor] = {}
     inputs = {batch: _inputs(case, batch, device) for batch in batches}
     for mode in (mode for mode in MODES if mode in modes or mode == "eager"):
-        compiled = mode in ("compiled", "graph", "fused")
-        ready = ready_to_draw(flow, dtype, compiled, fused=mode == "fused", tuned=mode == "tuned")
+        ready = ready_to_draw(flow, dtype, compiled=mode != "eager")
         for batch in batches:
             began = time.perf_counter()
             draw = _drawer(mode, ready, case, batch)
@@ -84,7 +82,7 @@ def measure_sampling(
 
 
 def _drawer(mode: Mode, ready: FlowMap, case: SamplingCase, batch: int) -> Callable[[Tensor, Tensor], Tensor]:
-    if mode in RECORDED:
+    if mode == "graph":
         return RecordedSampler(ready, batch, case.w, case.nfe)
     return lambda noise, label: sample(ready, noise, label, case.w, case.nfe)
 

@@ -11,8 +11,7 @@ import tyro
 from tvmatch.cli.options import check_out, check_place, check_replaced, parse, refuse_ranks
 
 DESCRIPTION = """Measure sampling with random weights: images a second and milliseconds a batch, launched (eager), with
-compiled blocks, recorded as a CUDA graph, with GELU inside the matrix product too (fused), and after a search among the
-compiler's kernels (tuned, minutes)."""
+compiled blocks, and those recorded as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,7 @@ class BenchSampleOptions:
     batch_size: Annotated[tuple[int, ...], tyro.conf.arg(name="batch-size")] = (1, 64, 256)
     nfe: int = 1  # network calls a picture
     w: float | None = None  # guidance scale (default: 2, or 1 without classes)
-    modes: tuple[
-        Literal["eager", "compiled", "graph", "fused", "tuned"], ...
-    ] = ()  # default: what the device can do, not tuned
+    modes: tuple[Literal["eager", "compiled", "graph"], ...] = ()  # default: what the device can do
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the blocks (auto: bfloat16 on a GPU)
     commit: str = ""  # what the JSON names (default: asked of git)
     device: str = "auto"
@@ -54,14 +51,14 @@ def command(arguments: list[str]) -> int:
     from tvmatch.files import write_text
     from tvmatch.guidance import check_scale
     from tvmatch.provenance import commit
-    from tvmatch.sampling_speed import MODES, RECORDED, SamplingCase, measure_sampling
+    from tvmatch.sampling_speed import MODES, SamplingCase, measure_sampling
 
     w = (2.0 if options.classes else 1.0) if options.w is None else options.w
     check_scale(w, "inverse", options.classes)
     device = choose_device(options.device)
-    possible = MODES[:-1] if device.type == "cuda" else ("eager",)
+    possible = MODES if device.type == "cuda" else ("eager",)
     modes = options.modes or possible
-    if device.type != "cuda" and set(RECORDED) & set(modes):
+    if device.type != "cuda" and "graph" in modes:
         raise ValueError(f"--modes {' '.join(modes)}: a recorded sampler needs a GPU, and this is {device.type}.")
     case = SamplingCase(
         options.network,
