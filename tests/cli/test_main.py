@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import tvmatch as package
 from tests.cli.support import tvmatch
@@ -138,3 +139,15 @@ def test_the_installed_program() -> None:
     done = subprocess.run([program, "presetz"], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert "did you mean `tvmatch presets`?" in done.stderr
+
+
+def test_memory_that_is_full_is_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(arguments: list[str]) -> int:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS["sample"][0]), "command", full)
+    answer = tvmatch(capsys, "sample")
+    told = "out of memory (asked for 2.50 GiB more). Give a smaller --batch-size, where the command has one."
+    assert (answer.code, answer.err.strip()) == (1, f"tvmatch sample: {told}")

@@ -231,6 +231,15 @@ def test_a_table_beside_pictures_does_not_take_their_place(folder):
         open_source(str(folder), 16)
 
 
+def test_tables_of_both_kinds_do_not_take_each_others_place(folder):
+    table().to_parquet(folder / "new.parquet")
+    check(open_source(str(folder), 16))
+    (folder / "old.arrow").touch()
+    with pytest.raises(DataError, match=r"holds both 'new\.parquet' and 'old\.arrow'.*Move one kind away, or give"):
+        open_source(str(folder), 16)
+    check(open_source(str(folder / "new.parquet"), 16))
+
+
 def test_a_clone_of_the_hub_may_hold_pictures_of_its_card(folder):
     for inner in ("data", "images"):
         (folder / inner).mkdir()

@@ -7,6 +7,7 @@ import torch
 
 from tests.training.support import assert_same_bits, tiny_command
 from tvmatch.cli import main
+from tvmatch.training import preparing
 from tvmatch.training.checkpoint import list_checkpoints
 from tvmatch.training.failures import out_of_memory
 from tvmatch.training.loop import _Run
@@ -44,6 +45,25 @@ def test_memory_that_is_full_in_a_step(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(command) == 0
     assert main(tiny_command(tmp_path / "whole")) == 0
     assert_same_bits(tmp_path / "whole", tmp_path / "run")
+
+
+def test_memory_that_is_full_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Where a batch that is too large for the GPU shows first: the check of tangents calls the network with it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(GPU)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(preparing, "verify_tangents", full)
+    assert main(tiny_command(run)) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "tvmatch train: before the first step: out of memory (asked for 20.00 MiB more). Nothing was written to "
+        f"{run}. Run the command with a larger --accumulate, with --recompute full, a smaller --batch-size or a "
+        "smaller --network."
+    )
+    assert not run.exists()
 
 
 def test_memory_of_the_cpu() -> None:

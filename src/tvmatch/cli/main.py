@@ -75,12 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except RuntimeError as error:
         from tvmatch.networks.duals import TangentError
-        from tvmatch.training.failures import MemoryFullError, TrainingError
+        from tvmatch.training.failures import MemoryFullError, TrainingError, memory_text, out_of_memory
         from tvmatch.training.ranks import RanksError
         from tvmatch.training.step_gradient import RecordingError
 
         if not isinstance(error, TangentError | TrainingError | MemoryFullError | RanksError | RecordingError):
-            raise
+            if not out_of_memory(error):
+                raise
+            _complain(name, f"{memory_text(error)}. Give a smaller --batch-size, where the command has one.")
+            return 1
         _complain(name, error)
         return 1
     except KeyboardInterrupt:

@@ -144,8 +144,8 @@ def is_picture_folder(path: Path) -> bool:
 
 
 def _check_one_kind(path: Path) -> None:
-    """Raise `DataError` for a folder with shards or tables at its top beside pictures, class folders or one another:
-    the first would silently take the place of the rest."""
+    """Raise `DataError` for a folder with shards or tables at its top beside pictures, class folders or one another, or
+    with tables of both kinds: the first would silently take the place of the rest."""
     if not path.is_dir():
         return
     tars, tables = _tar_files(path), _table_files(path)
@@ -154,6 +154,8 @@ def _check_one_kind(path: Path) -> None:
         beside = tables[0]
     elif tars or (tables and tables[0].parent == path):  # a hub repository's `data` may lie beside its card's pictures
         beside = _picture_within(path)
+    if beside is None and tables:
+        beside = next(iter(_tables(tables[0].parent, "arrow" if tables[0].suffix == ".parquet" else "parquet")), None)
     if beside is not None:
         first = (tars or tables)[0]
         raise DataError(
@@ -209,10 +211,13 @@ def _table_files(folder: Path) -> list[Path]:
     """The parquet or arrow files of a folder, the `data` folder of a hub repository included."""
     for place in (folder, folder / "data"):
         for suffix in ("parquet", "arrow"):
-            found = sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith("."))
-            if found:
+            if found := _tables(place, suffix):
                 return found
     return []
+
+
+def _tables(place: Path, suffix: str) -> list[Path]:
+    return sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith("."))
 
 
 def _unknown(spec: str, path: Path) -> str:

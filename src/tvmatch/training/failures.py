@@ -17,7 +17,8 @@ class TrainingError(RuntimeError):
 
 
 class MemoryFullError(RuntimeError):
-    """A step found no memory. Not a `TrainingError`, of which a study takes note as of a training that diverged."""
+    """A step, or what comes before the first, found no memory. Not a `TrainingError`, of which a study takes note as of
+    a training that diverged."""
 
 
 @contextlib.contextmanager
@@ -36,12 +37,32 @@ def told_failures(run: Path, state: TrainingState) -> Iterator[None]:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
-        more = f" (asked for {asked[1]} more)" if asked else ""
         raise MemoryFullError(
-            f"step {state.step}: out of memory{more}. {last_checkpoint_text(run)} Run the same command with a larger "
-            "--accumulate or with --recompute full to continue, or choose another --run with a smaller --batch-size."
+            f"step {state.step}: {memory_text(error)}. {last_checkpoint_text(run)} Run the same command with a "
+            "larger --accumulate or with --recompute full to continue, or choose another --run with a smaller "
+            "--batch-size."
         ) from error
+
+
+@contextlib.contextmanager
+def told_preparation(run: Path) -> Iterator[None]:
+    """Around what comes before the first step, where the network is first called with a whole batch (the check of its
+    tangents): memory that is full becomes a `MemoryFullError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryFullError(
+            f"before the first step: {memory_text(error)}. Nothing was written to {run}. Run the command with "
+            "a larger --accumulate, with --recompute full, a smaller --batch-size or a smaller --network."
+        ) from error
+
+
+def memory_text(error: RuntimeError) -> str:
+    """What was asked for where `out_of_memory`, in words."""
+    asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    return "out of memory" + (f" (asked for {asked[1]} more)" if asked else "")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -26,7 +26,7 @@ from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, 
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
 from tvmatch.training.engine import outer_products, should_capture, should_compile, start_compilers
-from tvmatch.training.failures import TrainingError, told_failures
+from tvmatch.training.failures import TrainingError, told_failures, told_preparation
 from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume, share_of
 from tvmatch.training.preview import default_w, draw_preview
@@ -78,9 +78,10 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
             if source is None:
                 source = open_source(config.data, config.image_size, config.strict, config.crop)
                 stack.callback(source.close)  # which names what had to be skipped
-            state, header, module = prepare(config, source, ranks, fresh=before is None)
-            if before is not None:
-                resume(state, header, before, ranks)
+            with told_preparation(config.run):
+                state, header, module = prepare(config, source, ranks, fresh=before is None)
+                if before is not None:
+                    resume(state, header, before, ranks)
             # only now is anything written: an option that cannot work must not leave a folder that then refuses the
             # right one
             ranks.on_main(lambda: stack.enter_context(claim_run(config, before)) and None)
