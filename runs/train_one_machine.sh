@@ -6,10 +6,10 @@
 # DATA: latents 4x32x32 (`tvmatch encode`). The same command continues a run that was stopped, killed, or moved to a
 # machine with another number of GPUs (the batch, 2048, stays that of all GPUs together).
 #
-# Expected: a step of 64 samples a GPU that is recorded as a CUDA graph gives 174 images/s on one H200, and two GPUs 1.92
+# Expected: a step of 64 samples a GPU that is recorded as a CUDA graph gives 177 images/s on one H200, and two GPUs 1.92
 # times one of their machine (docs/engine.md, docs/distributed.md). Steps are recorded only without accumulation, so from
 # 32 GPUs on, with --graphs on. On fewer, as here, each step takes several launched micro-steps: not measured, and
-# slower, for the host then takes about as long as the GPU. Eight GPUs at 174 images/s would need 5.1 days for 300,000 steps
+# slower, for the host then takes about as long as the GPU. Eight GPUs at 177 images/s would need 5.0 days for 300,000 steps
 # of 2048. One checkpoint takes 15 GiB of disk (float32: weights, target, two averages, two slots of AdamW).
 #
 # SIGTERM or Ctrl-C ends with a checkpoint and exit code 143 or 130; where no new checkpoint came of it, with torchrun's
