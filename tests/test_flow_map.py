@@ -192,3 +192,46 @@ def test_gradient_flows_through_the_jvp(small_config, inputs: dict) -> None:
         weight[0, 0] -= 2 * h
         behind = value()
     torch.testing.assert_close(gradient, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-7)
+
+
+class OneChannel(Network):
+    """Answers in another shape than that of its data."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=0, data_shape=(3, 4))
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
+        return x[:, :1] * (self.factor * (1 + s))[:, None, None]
+
+
+def test_an_output_of_another_shape_is_not_broadcast() -> None:
+    flow, x, half = FlowMap(OneChannel()), torch.randn(2, 3, 4), torch.full((2,), 0.5)
+    point = (x, half, half, torch.full((2,), -1), torch.ones(2))
+    for call in (flow.jump, flow.terminal_velocity):
+        with pytest.raises(ValueError, match=r"OneChannel must return .* \[2, 3, 4\]; it returned \[2, 1, 4\]"):
+            call(*point)
+
+
+class LogarithmOfTime(Network):
+    """Knows times in [0, 1] only, and has a fresh network's zero output."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=0, data_shape=(2,))
+        self.last = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
+        return x * (self.last * (s + 1e-3).log())[:, None]
+
+
+def test_a_zero_derivative_is_not_looked_for_outside_of_the_times() -> None:
+    flow, x, one = FlowMap(LogarithmOfTime()), torch.randn(2, 2), torch.ones(2)
+    assert not flow.terminal_velocity(x, one, torch.zeros(2), torch.full((2,), -1), one)[1].any()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's own attention under vmap
+def test_a_jump_of_each_sample_under_vmap(flow: FlowMap, inputs: dict) -> None:
+    """Values cannot be read there, and are not checked."""
+    point = tuple(inputs[k] for k in ("x", "t", "s", "label", "w"))
+    each = torch.func.vmap(lambda *one: flow.jump(*(value[None] for value in one))[0])(*point)
+    torch.testing.assert_close(each, flow.jump(*point))

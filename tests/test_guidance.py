@@ -55,3 +55,9 @@ def test_samples_that_come_without_a_class_have_no_guidance() -> None:
 def test_guided_target() -> None:
     v, u = torch.randn(2, 3), torch.randn(2, 3)
     torch.testing.assert_close(guided_target(v, u, torch.tensor([1.0, 3.0])), torch.stack([v[0], 3 * v[1] - 2 * u[1]]))
+
+
+@pytest.mark.parametrize("probability", [10, -1, float("nan")])
+def test_a_dropout_that_is_no_share_is_refused(probability: float) -> None:
+    with pytest.raises(ValueError, match=r"label_dropout is the share .* in \[0, 1\], got"):
+        drop_labels(torch.zeros(4, dtype=torch.int64), torch.ones(4), probability, generator())

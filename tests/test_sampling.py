@@ -77,3 +77,17 @@ def test_consistency_sampling_draws_alike_in_any_batches(flow: FlowMap) -> None:
     whole = draw(flow, label, 1.5, 3, seed=3, method="consistency")
     torch.testing.assert_close(whole, draw(flow, label, 1.5, 3, seed=3, batch_size=2, method="consistency"))
     assert not torch.equal(seeded_noise(3, [0], (4,)), seeded_noise(3, [0], (4,), call=1))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_seeds_that_would_be_rounded_are_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="the seed must be from 0 to"):
+        seeded_noise(seed, [0], (2,))
+    assert not torch.equal(seeded_noise(2**63 - 1, [0], (2,)), seeded_noise(2**63 - 2, [0], (2,)))
+    with pytest.raises(TypeError):
+        seeded_noise(1.9, [0], (2,))
+
+
+def test_drawing_nothing_is_refused(flow: FlowMap) -> None:
+    with pytest.raises(ValueError, match="label is empty"):
+        draw(flow, torch.zeros(0, dtype=torch.int64), 1.0, 1)

@@ -1,17 +1,19 @@
 """Checks of what users pass in: one clear error that names the value and what would be right.
 
 Values on a CPU are compared at once. On a GPU that would wait for the device, so the same conditions become
-asynchronous device asserts, which end the process; inside `torch.compile` only shapes and dtypes are checked.
+asynchronous device asserts, which end the process; inside `torch.compile` and under torch.func transforms, where values
+cannot be read, only shapes and dtypes are checked.
 """
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 TIME_TOLERANCE = 1e-6
 
 
 def _require(condition: Tensor, message: str, culprit: Tensor) -> None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_functorch_wrapped_tensor(condition):
         return
     if condition.device.type == "cpu":
         if not bool(condition.all()):
@@ -60,3 +62,20 @@ def check_data(x: Tensor, data_shape: tuple[int, ...]) -> None:
     if not x.is_floating_point():
         raise ValueError(f"data must be floating point (pictures scaled to [-1, 1]), got {x.dtype}.")
     _require(x.isfinite(), "data must be finite, but it holds NaN or infinity.", x)
+
+
+def check_output(output: Tensor, x: Tensor, network: str) -> None:
+    """Raise unless a network answered in the shape of its data: another one would be broadcast without a word."""
+    if output.shape != x.shape:
+        raise ValueError(
+            f"{network} must return the shape of its data, {list(x.shape)}; it returned {list(output.shape)}."
+        )
+
+
+def check_batch(x0: Tensor, label: Tensor) -> None:
+    """Raise unless x0 [B, ...] is floating point and label has one number for each of its B > 0 samples."""
+    if not x0.is_floating_point():
+        raise ValueError(f"data must be floating point (pictures scaled to [-1, 1]), got {x0.dtype}.")
+    if len(x0) == 0:
+        raise ValueError("the batch is empty.")
+    _require_vector(label, len(x0), "label")

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from tvmatch.checks import check_data, check_guidance, check_labels, check_times
+from tvmatch.checks import check_data, check_guidance, check_labels, check_output, check_times
 from tvmatch.interpolant import per_sample
 from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import TangentError, check_pair, push_forward
@@ -27,7 +28,8 @@ class FlowMap(nn.Module):
     f = (s - t) w F and velocity u = w F(x, t, t); without it the factor w is absent.
 
     Shapes: x [B, ...] with the network's data shape; t, s, w [B]; label [B] int64, -1 for the null class.
-    1 >= t >= s >= 0, w > 0. `ValueError` names what does not fit; a lost tangent raises `TangentError`.
+    1 >= t >= s >= 0, w > 0. `ValueError` names what does not fit; a tangent that is lost on the way out of the network
+    raises `TangentError` (of a part of it, only `networks.probe.verify_tangents` tells).
     """
 
     def __init__(self, network: Network, scaled: bool = True) -> None:
@@ -99,6 +101,7 @@ class FlowMap(nn.Module):
             output, slope = push_forward(
                 lambda x, t, s: network(x, t, s, label, w), (x, t, s), tangents, type(network).__name__
             )
+        check_output(output, x, type(network).__name__)
         self._refuse_lost_zero(x, t, s, label, w, tangents, slope)
         return output, slope
 
@@ -109,17 +112,22 @@ class FlowMap(nn.Module):
 
         A fresh network with zero modulation layers really has derivative zero, so a zero alone proves nothing: the
         network is asked at this point and a small step further on, both times plainly, so that equal means equal to
-        the last bit. Once a tangent was seen, the path is trusted.
+        the last bit. Once a tangent was seen, the path is trusted: that a part of the network loses its own is for
+        `networks.probe.verify_tangents` to find.
         """
-        if self.tangent_seen or torch.compiler.is_compiling():
+        if self.tangent_seen or torch.compiler.is_compiling() or is_functorch_wrapped_tensor(slope):
             return
         if bool(slope.detach().any()):
             self.tangent_seen = True
             return
         # as the step calls it, with gradients if it has them: a compiled network then has nothing more to compile
         moved = [p if d is None else p - 0.01 * d for p, d in zip((x, t, s), tangents, strict=True)]
+        for place, (time, towards) in enumerate(((t, tangents.t), (s, tangents.s)), start=1):
+            if towards is not None:  # what lies outside [0, 1] a network need not know
+                inside = (moved[place] >= 0) & (moved[place] <= 1)
+                moved[place] = torch.where(inside, moved[place], time + 0.01 * towards)
         ahead, here = (self.network(*point, label, w).detach() for point in (moved, (x, t, s)))
-        if not torch.equal(ahead, here):
+        if not torch.equal(ahead.nan_to_num(), here.nan_to_num()):
             raise TangentError(
                 f"{type(self.network).__name__}: the derivative came out as exactly zero, but the output changes "
                 "along that direction. An operation inside lost the tangent without a word (a custom operator or a "
@@ -128,7 +136,9 @@ class FlowMap(nn.Module):
 
     def _evaluate(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> Tensor:
         self._check(x, t, s, label, w)
-        return self.network(x, t, s, label, w)
+        output = self.network(x, t, s, label, w)
+        check_output(output, x, type(self.network).__name__)
+        return output
 
     def _check(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor, w: Tensor) -> None:
         check_data(x, self.network.data_shape)

@@ -112,6 +112,8 @@ def check_scale(w: float, trained_with: str, num_classes: int) -> str | None:
 
 def drop_labels(label: Tensor, w: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """With `probability` a sample's class becomes null (-1); every sample without a class gets w = 1."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"label_dropout is the share of samples that lose their class, in [0, 1], got {probability}.")
     dropped = torch.rand(label.shape, generator=generator, device=label.device) < probability
     label = torch.where(dropped, torch.full_like(label, -1), label)
     return label, torch.where(label < 0, torch.ones_like(w), w)

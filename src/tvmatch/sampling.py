@@ -3,6 +3,7 @@ sampling of consistency models."""
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -30,7 +31,8 @@ def sample(
     """Draw samples: x <- x + f(x, t_k, t_(k+1), class, w), one network call (NFE) a step.
 
     noise [B, ...] standard normal; label an integer or [B] (-1: no class); w a number or [B], above 0; `steps` equal
-    steps from 1 to 0, or your own grid `times` from 1 down to 0. Guidance needs no second call.
+    steps from 1 to 0, or your own grid `times` from 1 down to 0. Guidance needs no second call. It leads towards a
+    class: no objective here teaches w other than 1 without one.
     """
     label, w = _for_batch(flow, noise, label, w)
     return _walk(noise, steps, times, lambda x, t, s: flow.jump(x, t, s, label, w))
@@ -94,6 +96,8 @@ def draw(
         raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if len(label) == 0:
+        raise ValueError("label is empty: give a class (or -1) for each sample to draw.")
     weight = next(flow.parameters())
     parts = []
     for start in range(0, len(label), batch_size):
@@ -108,8 +112,9 @@ def seeded_noise(seed: int, indices: Sequence[int], shape: Sequence[int], call: 
     """Standard normal noise [len(indices), *shape], float32 on the CPU: sample i is the same in every batch, on every
     rank and for every device. Counter-based (Philox, keyed by seed and index): torch's CPU generator would keep only
     32 bits of a seed. Samplers that put noise in again ask for it by the number of the `call`."""
-    if seed < 0:
-        raise ValueError(f"the seed must be 0 or more, got {seed}.")
+    seed = operator.index(seed)
+    if not 0 <= seed < 2**63:  # from there on numpy would round it
+        raise ValueError(f"the seed must be from 0 to 2^63 - 1, got {seed}.")
     rows = [
         np.random.Generator(np.random.Philox(counter=(0, 0, 0, call), key=(seed, int(index)))).standard_normal(
             tuple(shape), np.float32

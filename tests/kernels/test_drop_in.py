@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 
-from tvmatch.kernels.dual_attention import scaled_dot_product_attention
+from tvmatch.kernels.dual_attention import dual_attention, scaled_dot_product_attention
 
 from .attention_cases import plain_attention, problem, relative_errors
 
@@ -136,3 +136,10 @@ def test_no_heads_to_group_are_refused_in_words():
     q, k, v = PRIMALS
     with pytest.raises(ValueError, match="grouped queries need a multiple"):
         scaled_dot_product_attention(q, k[:, :0], v[:, :0], enable_gqa=True, kv_lengths=torch.tensor([2, 5]))
+
+
+def test_shapes_alone() -> None:
+    """On `meta`, to count operations."""
+    q, k, v, tq, tk, tv = (torch.empty(2, 3, 7, 8, device="meta") for _ in range(6))
+    assert [x.shape for x in dual_attention(q, k, v, tq, tk, tv)] == [q.shape] * 2
+    assert scaled_dot_product_attention(q, k, v).shape == q.shape

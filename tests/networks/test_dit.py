@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -123,3 +124,25 @@ def test_all_blocks_are_called_alike(flow: FlowMap, inputs: dict, monkeypatch: p
     flow.network(**inputs, tangents=Tangents(s=torch.ones_like(inputs["s"])))
     assert len(seen) > 1
     assert all(one == seen[0] for one in seen)
+
+
+def test_a_network_made_without_memory_is_whole_once_it_has_weights(small_config: DiTConfig) -> None:
+    """Positions are in no state dict."""
+    network = randomise(DiT(small_config))
+    half = torch.full((2,), 0.5)
+    inputs = torch.randn(2, 2, 4, 4), half, half / 2, torch.tensor([0, -1]), torch.ones(2)
+    with torch.device("meta"):
+        empty, assigned = DiT(small_config, initialise=False), DiT(small_config, initialise=False)
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(network.state_dict())
+    assigned.load_state_dict(network.state_dict(), assign=True)
+    for other in (empty, assigned, copy.deepcopy(empty)):
+        assert torch.equal(other(*inputs), network(*inputs))
+    fresh = DiT(small_config, initialise=False).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*fresh.parameters(), fresh.positions):
+            tensor.fill_(float("nan"))
+    fresh.reset_parameters()
+    assert torch.equal(fresh.positions, network.positions)
+    assert all(bool(parameter.isfinite().all()) for parameter in fresh.parameters())
+    assert set(fresh.blocks[0].attention.q_norm.weight.tolist()) == {1.0}

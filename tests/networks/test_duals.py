@@ -98,3 +98,23 @@ def test_an_error_inside_closes_its_level() -> None:
     with pytest.raises(RuntimeError, match="inside"):
         push_forward(fails, (torch.ones(2),), (torch.ones(2),), "here")
     assert close_dual_levels() == 0
+
+
+def test_inference_mode_is_named() -> None:
+    with torch.inference_mode(), pytest.raises(TangentError, match="inference_mode switches forward mode off"):
+        push_forward(lambda x: x * 2, (torch.ones(2),), (torch.ones(2),), "double")
+
+
+def test_an_operation_without_a_rule_is_named_with_what_to_take() -> None:
+    q = torch.randn(1, 2, 8, 16, requires_grad=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with pytest.raises(TangentError, match=r"attention: .*forward AD.* take tvmatch.kernels.dual_attention"):
+        push_forward(lambda q: attend(q, q, q), (q,), (torch.ones_like(q),), "attention")
+
+
+def test_what_a_function_has_not_implemented_keeps_its_words() -> None:
+    def later(x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("not yet")
+
+    with pytest.raises(NotImplementedError, match="not yet"):
+        push_forward(later, (torch.ones(2),), (torch.ones(2),), "later")

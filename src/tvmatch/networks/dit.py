@@ -8,6 +8,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tvmatch.networks.duals import PairModule
@@ -68,6 +69,11 @@ class Block(PairModule):
         return x, gate_m, self.mlp(h)
 
 
+def _place_positions(network: "DiT", *_: object) -> None:
+    """Positions of the dtype and on the device of the weights; not a lambda, for networks are copied and pickled."""
+    network.positions = network._positions()
+
+
 class DiT(ModulatedNetwork):
     """F(x, t, s, class, w): images [B, channels, image_size, image_size] to displacements of the same shape.
 
@@ -88,8 +94,19 @@ class DiT(ModulatedNetwork):
         )
         self.config = config
         self.side = config.image_size // config.patch_size
-        positions = grid_positions(config.hidden_size, self.side, self.side)
-        self.register_buffer("positions", positions.to(self.patches.weight.dtype), persistent=False)
+        self.register_buffer("positions", self._positions(), persistent=False)
+        # they are in no state dict: a network that was made without memory (`meta`) gets them with its weights
+        self.register_load_state_dict_post_hook(_place_positions)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        super().reset_parameters(generator)
+        if hasattr(self, "positions"):  # not yet while the network is made
+            _place_positions(self)
+
+    def _positions(self) -> Tensor:
+        weight = self.patches.weight
+        positions = grid_positions(self.config.hidden_size, self.side, self.side)
+        return positions.to(weight.dtype) if weight.is_meta else positions.to(weight)
 
     def embed(self, x: Tensor) -> Tensor:
         return super().embed(x) + self.positions

@@ -37,7 +37,8 @@ def check_pair(primal: Tensor, tangent: Tensor | None, where: str) -> Tensor:
     if torch.is_grad_enabled() and primal.requires_grad and not tangent.requires_grad:
         raise TangentError(
             f"{where}: the primal carries gradients but its tangent does not, so nothing would be learned through it. "
-            "Some operation inside computes its tangent under no_grad or detaches it."
+            "Some operation inside computes its tangent under no_grad or detaches it, or the only trained parameters "
+            "are added at its end, where no derivative sees them."
         )
     return tangent
 
@@ -63,14 +64,29 @@ def push_forward(
             "your own dual_level or torch.func.jvp, or pass tangents= outside it. If a failed trace left the level "
             "open, close it with tvmatch.networks.duals.close_dual_levels()."
         )
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        raise TangentError(f"{where}: torch.inference_mode switches forward mode off; use torch.no_grad instead.")
     with forward_ad.dual_level():
         inputs = [p if t is None else forward_ad.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
-        results = function(*inputs)
+        results = function(*inputs) if torch.compiler.is_compiling() else _told(function, inputs, where)
         if isinstance(results, Tensor):
             primal, tangent = forward_ad.unpack_dual(results)
             return primal, check_pair(primal, tangent, where)
         pairs = [forward_ad.unpack_dual(result) for result in results]
     return tuple(p for p, _ in pairs), tuple(check_pair(p, t, where) for p, t in pairs)
+
+
+def _told(function: Callable[..., Values], inputs: Sequence[Tensor], where: str) -> Values:
+    """`function` of dual tensors; an operation without a forward-mode rule is named in words of ours."""
+    try:
+        return function(*inputs)
+    except NotImplementedError as error:
+        if "forward AD" not in str(error):
+            raise
+        raise TangentError(
+            f"{where}: {' '.join(str(error).split())[:200]} Write that operation with others; for attention take "
+            "tvmatch.kernels.dual_attention.scaled_dot_product_attention."
+        ) from error
 
 
 def close_dual_levels() -> int:

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from tvmatch.networks.base import Network, Tangents
 from tvmatch.networks.duals import PairModule
 from tvmatch.networks.embeddings import Conditioning
-from tvmatch.networks.layers import Linear, Modulation, Norm, add_norm_modulate, init_spectral_, set_compute_dtype
+from tvmatch.networks.layers import (
+    Linear,
+    Modulation,
+    Norm,
+    RMSNorm,
+    add_norm_modulate,
+    init_spectral_,
+    set_compute_dtype,
+)
 
 Initialisation = Literal["spectral", "xavier"]  # of weights: spectral norm 1 (paper, section 5), or as in DiT
 
@@ -68,10 +76,12 @@ class ModulatedNetwork(Network):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initial weights: spectral norm 1 (or Xavier's uniform ones); modulation and output zero; class embeddings
-        N(0, 0.02^2); biases zero."""
+        N(0, 0.02^2); weights of norms one; biases zero."""
         with torch.no_grad():
             self.conditioning.label.weight.normal_(std=0.02, generator=generator)
             for name, module in self.named_modules():
+                if isinstance(module, RMSNorm):
+                    module.weight.fill_(1)
                 if isinstance(module, Linear):
                     module.bias.zero_()
                     if name.endswith("modulation.linear") or name == "final.linear":
@@ -115,7 +125,7 @@ class ModulatedNetwork(Network):
         else:
             c, tc = self.conditioning(t, s, 1 / w, label, tangents=(tangents.t, tangents.s, None, None))
         if tangents.x is not None:
-            th = self.to_tokens(tangents.x) @ self.patches.weight.T
+            th = self.to_tokens(tangents.x).to(self.patches.weight.dtype) @ self.patches.weight.T
         else:
             th = like_a_result(torch.zeros_like(h), h)
         stream, slope = self.nothing_added(h), self.nothing_added(th)

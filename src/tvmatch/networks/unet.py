@@ -136,9 +136,9 @@ class UNet(Network):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """PyTorch's initial weights, but zeros where a block, an attention and the network end, so that all begin as
-        the identity; class embeddings N(0, 1), as ADM's (arXiv 2105.05233). With a DiT's 0.02 no class is felt for
-        hundreds of steps, for no norm lies between them and the blocks here."""
+        """Zeros where a block, an attention and the network end, so that all begin as the identity; class embeddings
+        N(0, 1), as ADM's (arXiv 2105.05233): with a DiT's 0.02 no class is felt for hundreds of steps, for no norm lies
+        between them and the blocks here. All others keep PyTorch's initial weights."""
         with torch.no_grad():
             self.conditioning.label.weight.normal_()
             ends = [m.conv2 for m in self.modules() if isinstance(m, ResidualBlock)]

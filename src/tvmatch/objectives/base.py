@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tvmatch.checks import check_batch
 from tvmatch.flow_map import FlowMap
 
 
@@ -62,6 +63,11 @@ class Part(NamedTuple):
         return whole
 
 
+def _checked(_: nn.Module, inputs: tuple) -> None:
+    if len(inputs) >= 2:
+        check_batch(*inputs[:2])
+
+
 class Objective(nn.Module):
     """A flow map and a loss: `forward(x0, label)` makes every random draw and every network call of one step.
 
@@ -79,6 +85,8 @@ class Objective(nn.Module):
         self.flow = flow
         self.target: FlowMap | None = copy.deepcopy(flow).requires_grad_(False) if self.has_target else None
         self.generator = torch.Generator(next(flow.parameters()).device)
+        self.generator.manual_seed(torch.initial_seed())  # until `seed` is called: as torch.manual_seed was
+        self.register_forward_pre_hook(_checked)
 
     def seed(self, seed: int) -> None:
         """Restart the stream of random draws; a generator is made on the network's device if it has moved."""

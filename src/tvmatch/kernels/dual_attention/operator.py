@@ -64,7 +64,8 @@ def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
 def _own_arithmetic(q: Tensor) -> AbstractContextManager:
     """The inputs have their final dtype: autocast must not reach into the arithmetic."""
     kind = q.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    casting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if casting else nullcontext()
 
 
 def _forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal, backend, keep_rest=False):
