@@ -122,7 +122,7 @@ def scaled_dot_product_attention(
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, cast as PyTorch's own attention does; float64 is left alone there too."""
     kind = tensors[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):  # `meta` has none
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # which it cannot be asked for
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
