@@ -106,7 +106,8 @@ class DiT(ModulatedNetwork):
     def _positions(self) -> Tensor:
         weight = self.patches.weight
         positions = grid_positions(self.config.hidden_size, self.side, self.side)
-        return positions.to(weight.dtype) if weight.is_meta else positions.to(weight)
+        # not `.to(weight)`: a sharded weight is a tensor of another kind
+        return positions.to(positions.device if weight.is_meta else weight.device, weight.dtype)
 
     def embed(self, x: Tensor) -> Tensor:
         return super().embed(x) + self.positions
