@@ -75,3 +75,12 @@ def test_passes_are_counted_as_the_step_makes_them() -> None:
     assert forward_passes("terminal-velocity", guided=False, terminal_every=4) == 4.75
     assert forward_passes("flow-matching", guided=True) == 4
     assert forward_passes("flow-matching", guided=False) == 3
+
+
+def test_rows_of_steps_and_of_samples_do_not_replace_one_another(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    told = {"device": "cpu", "rows": []}
+    (tmp_path / "samples.json").write_text(json.dumps(told))
+    (tmp_path / "steps.json").write_text(json.dumps(told | {"matmul_tflops": 1.0}))
+    for what, other in (("step", "samples"), ("sample", "steps")):
+        assert main(["bench", what, "--out", str(tmp_path / f"{other}.json")]) == 2
+        assert "holds something else, and is not overwritten" in capsys.readouterr().err

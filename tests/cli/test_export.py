@@ -60,14 +60,21 @@ def test_what_cannot_be_exported(
         tvmatch(capsys, "export", run, "--out", tmp_path / "x.bin"), "give a name that ends in .safetensors"
     )
     out = tmp_path / "weights.safetensors"
-    out.write_text("before")
+    out.write_text("another's")
+    assert_one_line(tvmatch(capsys, "export", run, "--out", out), "holds something else, and is not overwritten")
+    assert out.read_text() == "another's"
+    among = run / "checkpoints" / "step_00000016" / "weights.safetensors"
+    assert_one_line(tvmatch(capsys, "export", run, "--out", among), "is among the checkpoints of a run; choose another")
+    out.unlink()
+    assert tvmatch(capsys, "export", run, "--out", out).code == 0
+    before = out.read_bytes()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tvmatch.training.safetensors_file.save_file", full)
     assert_one_line(tvmatch(capsys, "export", run, "--out", out), "No space left on device")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("weights.safetensors", "before")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights.safetensors", before)]
 
 
 def test_a_newest_checkpoint_that_is_not_whole_is_not_passed_over(

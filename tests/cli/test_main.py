@@ -151,3 +151,14 @@ def test_memory_that_is_full_is_one_line(capsys: pytest.CaptureFixture, monkeypa
     answer = tvmatch(capsys, "sample")
     told = "out of memory (asked for 2.50 GiB more). Give a smaller --batch-size, where the command has one."
     assert (answer.code, answer.err.strip()) == (1, f"tvmatch sample: {told}")
+
+
+def test_an_interrupt_while_a_command_is_imported_is_one_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["tvmatch.cli.main"], "import_module", interrupted)
+    answer = tvmatch(capsys, "sample")
+    assert (answer.code, answer.err) == (130, "tvmatch sample: interrupted\n")

@@ -59,6 +59,13 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     metrics.write_text("{\n")
     with pytest.raises(ValueError, match="a line that is not JSON"):
         read_metrics(tmp_path / "run")
+    for foreign in ("{}", "[]", "5"):
+        metrics.write_text(f"{whole}{foreign}\n")
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, has no step"):
+            read_metrics(tmp_path / "run")
+    metrics.write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+        read_metrics(tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no figures yet"):
         draw_instruments(tmp_path / "run", tmp_path / "x.png")

@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> int:
     if options.out is not None:
         check_out(options.out, (".json",))
         check_place(options.out)
-        check_replaced(options.out, ("device", "rows"), others=("checkpoint",))
+        check_replaced(options.out, ("device", "rows", "matmul_tflops"))
     if options.batch_size < 1 or options.steps < 1:
         raise ValueError(f"batch-size and steps must be at least 1, got {options.batch_size} and {options.steps}.")
     import torch

@@ -43,7 +43,7 @@ def command(arguments: list[str]) -> int:
     if options.out is not None:
         check_out(options.out, (".json",))
         check_place(options.out)
-        check_replaced(options.out, ("device", "rows"), others=("checkpoint",))
+        check_replaced(options.out, ("device", "rows"), others=("checkpoint", "matmul_tflops"))
     import torch
 
     from tvmatch import __version__

@@ -36,11 +36,12 @@ def command(arguments: list[str]) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {value} belongs to --to {owner}; leave it out.")
     if options.to != "safetensors":
         return _onnx(options) if options.to == "onnx" else _diffusers(options)
-    from tvmatch.training.export import export_weights
+    from tvmatch.training.export import check_replaceable, export_weights
 
     out = options.out or _beside(options.run) / "weights.safetensors"
     check_out(out, (".safetensors",))
     check_place(out)
+    check_replaceable(out)
     export_weights(options.run, out, options.ema)
     print(out)
     return 0

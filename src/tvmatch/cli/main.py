@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean `tvmatch {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}."
         tell(f"tvmatch: no command {name!r}; {hint}")
         return BAD_INPUT
-    command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).command
     try:
+        command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).command
         return command(rest)
     except BrokenPipeError:  # whoever read what is printed has seen enough: `tvmatch presets | head`
         give_up(sys.stdout)

@@ -102,6 +102,9 @@ def check_out(out: Path, suffixes: Sequence[str], folder: bool = False) -> None:
 
 def check_place(out: Path) -> None:
     """Raise before any work is done if nothing can be written beside `out`, in a folder that may not be there yet."""
+    for parent in out.absolute().parents:
+        if parent.name == "checkpoints" and (parent.parent / "config.yaml").is_file():
+            raise ValueError(f"--out {out} is among the checkpoints of a run; choose another place.")
     place = next(parent for parent in out.absolute().parents if parent.exists())
     if not place.is_dir():
         raise ValueError(f"--out {out}: {place} is a file, not a folder; choose another place.")

@@ -14,6 +14,16 @@ from tvmatch.training.safetensors_file import write_safetensors
 from tvmatch.training.trained import averages_in, choose_average
 
 
+def check_replaceable(out: Path) -> None:
+    """Raise `ValueError` where another file than an earlier export would be replaced."""
+    if not out.exists():
+        return
+    try:
+        read_header(out)
+    except CheckpointError as error:
+        raise ValueError(f"--out {out} holds something else, and is not overwritten; choose another name.") from error
+
+
 def export_weights(run: Path, out: Path, ema: float | None = None) -> Path:
     """Write the averaged weights of a run's last checkpoint, of any number of ranks, into the file `out`; returns the
     checkpoint. `ema` chooses one average by its decay (None: all of them).

@@ -24,14 +24,21 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of RUN/metrics.jsonl, but for a last one that a kill has cut short. `ValueError` if there is none."""
     read_config(run)  # an error of its own for a folder that is no run
     path = run / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+    try:
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
     lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
     if not lines:
         raise ValueError(f"{path} holds no figures yet; a run writes them every --log-every steps.")
     try:
-        return [json.loads(line) for line in lines]
+        figures = [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a line that is not JSON: {error}") from error
+    for number, line in enumerate(figures, start=1):
+        if not isinstance(line, dict) or "step" not in line:
+            raise ValueError(f"{path}, line {number}, has no step: it is not what a run wrote. Take it out.")
+    return figures
 
 
 def mean_by_time(lines: list[dict[str, Any]], figure: str) -> np.ndarray:
