@@ -1,17 +1,20 @@
 """Ablations from end to end on tiny runs: figures, tables, pictures, and going on after an interruption."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tvmatch.ablation import ablating, running
 from tvmatch.ablation.ablating import Plan, ablate
+from tvmatch.ablation.kept import Result
 from tvmatch.ablation.points import PointSource, exact_samples, two_colours
 from tvmatch.ablation.report import markdown, show, statistic, summarise
-from tvmatch.ablation.running import Interrupted, Result
+from tvmatch.ablation.running import Interrupted
 from tvmatch.ablation.study import Study
 from tvmatch.ablation.tasks import judge
 from tvmatch.flow_map import FlowMap
@@ -112,8 +115,9 @@ def test_a_run_that_diverges_is_a_result_and_a_full_disk_is_not(tmp_path: Path, 
 )
 def test_what_training_would_refuse_stops_all_before_the_first_run(tmp_path: Path, last: dict, message: str) -> None:
     study = Study("the last cannot be trained", {"good": {}, "bad": last})
+    shared = {name: value for name, value in TINY.items() if name not in last}
     with pytest.raises(ValueError, match=message):
-        ablate(Plan({"bad": study}, seeds=1, calls=(1,), samples=20, options=TINY), tmp_path / "out")
+        ablate(Plan({"bad": study}, seeds=1, calls=(1,), samples=20, options=shared), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -128,14 +132,6 @@ def test_scales_that_were_not_trained_for_are_warned_of_once(tmp_path: Path, mon
         f"w=1.5 was not seen in training (--guidance 3){expect}",
         f"w=3 was not seen in training (--guidance 1.5){expect}",
     ]
-
-
-def test_damaged_results_are_made_again(tmp_path: Path) -> None:
-    plan = Plan({"jumps": STUDY}, seeds=1, calls=(1,), samples=20, options=TINY)
-    report = ablate(plan, tmp_path)
-    damaged = next((tmp_path / "cells").glob("*.json"))
-    damaged.write_text(damaged.read_text()[:40])
-    assert ablate(plan, tmp_path)["studies"] == report["studies"]
 
 
 def test_means_and_deviations_by_hand() -> None:
@@ -214,3 +210,55 @@ def test_a_report_of_other_studies_is_not_replaced(tmp_path: Path) -> None:
     assert run(more | other) == {"one", "other"}
     with pytest.raises(ValueError, match="reports one, which"):
         run(one | other)  # a variant less
+
+
+def test_a_report_is_replaced_by_more_and_never_by_less(tmp_path: Path, monkeypatch) -> None:
+    def plan(**changes: Any) -> Plan:
+        return dataclasses.replace(Plan({"jumps": STUDY}, 2, (1, 2), 20, {**TINY, "evaluation_ema": (0.9,)}), **changes)
+
+    ablate(plan(seeds=1, calls=(1,)), tmp_path)
+    assert ablate(plan(), tmp_path)["seeds"] == 2  # more calls and seeds
+    report = (tmp_path / "ablations.json").read_bytes()
+    monkeypatch.setattr(ablating, "run_cells", None)
+    for less, message in (
+        ({"seeds": 1}, r"is of seeds 2 \(now 1\), and this would replace it; ask for the same"),
+        ({"samples": 21}, r"is of samples 20 \(now 21\)"),
+        ({"options": TINY}, r"is of options {.*'evaluation_ema': \[0.9\]} \(now {.*}\)"),
+        ({"calls": (1,)}, "reports jumps, which this would leave out, whole or in part"),
+        ({"studies": {"jumps": dataclasses.replace(STUDY, scales=(2.0,))}}, "reports jumps, which"),
+        ({"studies": {"jumps": dataclasses.replace(STUDY, task="pictures")}}, "reports jumps, which"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ablate(plan(**less), tmp_path)
+    assert (tmp_path / "ablations.json").read_bytes() == report
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "[1", "null", '{"studies": {"jumps": []}}', '{"studies": {"jumps": {}}}']
+)
+def test_a_damaged_report_is_named_with_what_to_do(content: str, tmp_path: Path) -> None:
+    (tmp_path / "ablations.json").write_text(content)
+    with pytest.raises(ValueError, match=r"ablations\.json is damaged; move it away: .* finished runs in .*cells\.$"):
+        ablate(PLAN, tmp_path)
+    assert (tmp_path / "ablations.json").read_text() == content
+
+
+def test_what_is_given_twice_or_decided_twice_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    for plan, message in (
+        (dataclasses.replace(PLAN, calls=(1, 1)), r"nfe must be given without repetition, got \[1, 1\]"),
+        (
+            dataclasses.replace(PLAN, studies={"jumps": dataclasses.replace(STUDY, scales=(1.5, 1.5))}),
+            r"w must be given without repetition, got \[1.5, 1.5\]",
+        ),
+        (
+            dataclasses.replace(PLAN, options=TINY | {"jumps": "far"}),
+            "--set jumps=far: the study 'jumps' varies it; leave it out",
+        ),
+        (
+            dataclasses.replace(PLAN, studies={"jumps": dataclasses.replace(STUDY, base={"steps": 2})}),
+            "--set steps=3: the study 'jumps' sets it; leave it out",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ablate(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

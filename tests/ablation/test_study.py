@@ -54,6 +54,8 @@ def test_a_grid_has_every_combination() -> None:
     assert found["jumps=near, scaled=off"] == {"jumps": "near", "scaled": False}
     with pytest.raises(ValueError, match="jumps is varied twice"):
         grid([("jumps", ["near"]), ("jumps", ["far"])])
+    with pytest.raises(ValueError, match=r"steps must be given without repetition, got \[2, 2\]"):
+        grid([("steps", [2, 2])])
 
 
 def test_keys_tell_what_can_change_a_result() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from tvmatch.ablation.kept import Result, changed_inputs, discard, finished
 from tvmatch.ablation.report import draw, markdown, require_matplotlib, summarise
-from tvmatch.ablation.running import Interrupted, Result, check_cell, finished, run_cells
-from tvmatch.ablation.study import Cell, Changes, Study, cells_of
+from tvmatch.ablation.running import Interrupted, check_cell, run_cells
+from tvmatch.ablation.study import Cell, Changes, Study, cells_of, check_shared
 from tvmatch.ablation.tasks import base_config
 from tvmatch.files import write_text
 
@@ -31,6 +32,7 @@ class Plan:
     def rows(self, name: str) -> list[tuple[str, int, Cell]]:
         """(variant, seed, cell) of one study. `ValueError` for an option out of its range."""
         study = self.studies[name]
+        check_shared(name, study, self.options)
         base = dataclasses.replace(base_config(study.task), **self.options)
         return cells_of(study, base, self.seeds, self.calls, self.samples)
 
@@ -62,6 +64,12 @@ def ablate(
         say(warning)
     out.mkdir(parents=True, exist_ok=True)
     results = {key: found for key, cell in cells.items() if (found := finished(cell, out)) is not None}
+    changed = changed_inputs(results, cells)
+    for what in dict.fromkeys(changed.values()):
+        say(f"{what} is not what it was; run again: {list(changed.values()).count(what)} of the finished runs")
+    for key in changed:
+        discard(cells[key], out)
+        del results[key]
     left = [cell for key, cell in cells.items() if key not in results]
     say(f"{len(cells)} runs, {len(results)} of them done already")
     began, done = time.monotonic(), 0
@@ -87,19 +95,61 @@ def describe(result: Result) -> str:
 
 
 def check_report(plan: Plan, out: Path) -> None:
-    """`ValueError` if the report in `out` holds studies, or variants of them, that this plan's would leave out."""
+    """`ValueError` if the report in `out` holds what this plan's would leave out, studies, variants, calls, guidance
+    scales or seeds, or is of other options or samples. More of everything may be asked for later."""
     path = out / "ablations.json"
-    held = json.loads(path.read_text("utf-8"))["studies"] if path.is_file() else {}
-    lost = [
-        name
-        for name, study in held.items()
-        if name not in plan.studies or not set(study["cells"]) <= set(plan.studies[name].variants)
+    held = read_report(path)
+    options = json.loads(json.dumps(plan.options))  # tuples are lists in the report
+    differences = [
+        f"{name} {theirs} (now {ours})"
+        for name, theirs, ours in (
+            ("seeds", max(held.get("seeds", 0), plan.seeds), plan.seeds),
+            ("samples", held.get("samples", plan.samples), plan.samples),
+            ("options", held.get("options", options), options),
+        )
+        if theirs != ours
     ]
+    if differences:
+        raise ValueError(
+            f"{path} is of {', '.join(differences)}, and this would replace it; ask for the same (or for more "
+            "seeds), or choose another --out."
+        )
+    lost = [name for name, study in held["studies"].items() if not _covers(plan, name, study)]
     if lost:
         raise ValueError(
-            f"{path} reports {', '.join(lost)}, which this would leave out; ask for the same as well, or choose "
-            "another --out."
+            f"{path} reports {', '.join(lost)}, which this would leave out, whole or in part (variants, task, "
+            "nfe, w); ask for the same as well, or choose another --out."
         )
+
+
+def _covers(plan: Plan, name: str, held: dict[str, Any]) -> bool:
+    """Whether the plan has the task, the variants and the rows of a study in a report."""
+    if name not in plan.studies or held.get("task", plan.studies[name].task) != plan.studies[name].task:
+        return False
+    rows = {(v, nfe, w) for v, _, cell in plan.rows(name) for nfe in cell.calls for w in cell.scales}
+    theirs = {(row["variant"], row["nfe"], row["w"]) for row in held.get("summary", ()) if "nfe" in row}
+    return set(held["cells"]) <= set(plan.studies[name].variants) and theirs <= rows
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The report in a folder, without studies if there is none; `ValueError` where it is damaged."""
+    if not path.is_file():
+        return {"studies": {}}
+    try:
+        held = json.loads(path.read_text("utf-8"))
+        whole = isinstance(held.get("seeds", 0), int)
+        whole = whole and all(
+            isinstance(study["cells"], dict) and all("variant" in row for row in study.get("summary", ()))
+            for study in held["studies"].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged; move it away: the same command writes it again, from the finished runs in "
+            f"{path.parent / 'cells'}."
+        )
+    return held
 
 
 def write_report(plan: Plan, results: dict[str, Result], out: Path) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import importlib.util
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmatch.ablation.running import Result
+from tvmatch.ablation.kept import Result
 from tvmatch.ablation.study import Study
 from tvmatch.ablation.tasks import METRICS
 from tvmatch.files import replacing
@@ -30,17 +30,24 @@ def statistic(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
+def metrics_of(study: Study, rows: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    """The task's metrics that every row has (only digits are read by a judge), and whether larger is better."""
+    rows = list(rows)
+    return {name: larger for name, larger in METRICS[study.task].items() if all(name in row for row in rows)}
+
+
 def summarise(study: Study, results: dict[tuple[str, int], Result]) -> list[dict[str, Any]]:
     """A row for each variant, guidance scale and number of calls: mean and deviation of every metric over the seeds
     that did not diverge. `results` maps (variant, seed) to results; what is missing is left out."""
     table = []
+    metrics = metrics_of(study, (row for result in results.values() for row in result["rows"]))
     for variant in study.variants:
         mine = [result for (name, _), result in results.items() if name == variant]
         good = [result for result in mine if result["diverged"] is None]
         for nfe, w in dict.fromkeys((row["nfe"], row["w"]) for result in good for row in result["rows"]):
             rows = [row for result in good for row in result["rows"] if (row["nfe"], row["w"]) == (nfe, w)]
             line: dict[str, Any] = {"variant": variant, "nfe": nfe, "w": w, "seeds": len(rows)}
-            line |= {metric: statistic([row[metric] for row in rows]) for metric in METRICS[study.task]}
+            line |= {metric: statistic([row[metric] for row in rows]) for metric in metrics}
             for figure in FIGURES:
                 values = [result["figures"][figure] for result in good if figure in result["figures"]]
                 line |= {figure: statistic(values)} if values else {}
@@ -63,7 +70,7 @@ def markdown(name: str, study: Study, table: list[dict[str, Any]]) -> str:
     """The table of a study: a line for each variant (and guidance scale, where there are several)."""
     calls = sorted({row["nfe"] for row in table if "nfe" in row})
     several = len({row["w"] for row in table if "w" in row}) > 1
-    metrics = list(METRICS[study.task])
+    metrics = list(metrics_of(study, (row for row in table if "nfe" in row)))
     header = ["variant", *(["w"] if several else [])]
     header += [f"{LABELS[metric]}, {nfe} call{'s' if nfe > 1 else ''}" for metric in metrics for nfe in calls]
     header += [LABELS[figure] for figure in FIGURES] + ["seeds"]
@@ -100,7 +107,7 @@ def draw(name: str, study: Study, table: list[dict[str, Any]], path: Path) -> No
     rows = [row for row in table if "nfe" in row]
     if not rows:
         return
-    metrics = METRICS[study.task]
+    metrics = metrics_of(study, rows)
     lines = len({row["w"] for row in rows}) > 3
     bars = len({_name(row, rows) for row in rows})
     height = 4.2 if lines else 1.4 + 0.55 * len(study.variants) + 0.2 * (bars - len(study.variants))

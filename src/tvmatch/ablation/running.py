@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from tvmatch.ablation.kept import Result, inputs_of, keep_result
 from tvmatch.ablation.study import Cell
 from tvmatch.ablation.tasks import base_config, check_options, judge, lipschitz, open_task
 from tvmatch.devices import choose_device
-from tvmatch.files import write_text
 from tvmatch.guidance import check_scale
 from tvmatch.training.build import build_flow, build_objective, check_label_dropout, network_shape
 from tvmatch.training.checkpoint import list_checkpoints, step_of
@@ -29,8 +29,6 @@ from tvmatch.training.loop import TrainingError, train
 from tvmatch.training.preparing import check_shares, load_initial
 from tvmatch.training.signals import collected_signals
 from tvmatch.training.trained import load_run
-
-Result = dict[str, Any]
 
 
 class Interrupted(Exception):
@@ -62,17 +60,6 @@ def check_cell(cell: Cell) -> list[str]:
     return [warning for warning in found if warning is not None]
 
 
-def finished(cell: Cell, folder: Path) -> Result | None:
-    """The result of a cell that is done; None if it is not, or its file was damaged."""
-    path = folder / "cells" / f"{cell.key}.json"
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return None
-
-
 def run_cell(cell: Cell, folder: Path, keep: bool = False) -> Result:
     """Train a cell (or go on with it), judge it, and write its result. Raises `Interrupted` after a signal.
 
@@ -82,6 +69,7 @@ def run_cell(cell: Cell, folder: Path, keep: bool = False) -> Result:
     began, diverged = time.perf_counter(), None
     source = open_task(cell.task, cell.config)
     try:
+        inputs = inputs_of(cell, source)
         if not any(step_of(path) >= cell.config.steps for path in list_checkpoints(run)):
             outcome = train(replace(cell.config, run=run), source, show=False)
             if outcome.signal is not None:
@@ -110,9 +98,9 @@ def run_cell(cell: Cell, folder: Path, keep: bool = False) -> Result:
         "rows": rows,
         "figures": figures,
         "seconds": trained_seconds,
+        "inputs": inputs,
     }
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "cells" / f"{cell.key}.json", json.dumps(result) + "\n")
+    keep_result(cell, folder, result)
     if not keep:
         shutil.rmtree(run, ignore_errors=True)
     return result

@@ -62,12 +62,25 @@ def cells_of(
     """(variant, seed, cell) of a whole study, the seeds outermost: what is stopped early has whole seeds."""
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}.")
+    for name, values in (("nfe", calls), ("w", study.scales)):  # a row twice would count as two seeds
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name} must be given without repetition, got {list(values)}.")
     rows = []
     for seed, (name, changes) in itertools.product(range(seeds), study.variants.items()):
         config = dataclasses.replace(base, **{**study.base, **changes, "seed": seed})
         scales = study.scales or (default_w(config.guidance, 1),)  # both tasks have classes
         rows.append((name, seed, Cell(study.task, config, scales, calls, samples)))
     return rows
+
+
+def check_shared(name: str, study: Study, options: Changes) -> None:
+    """`ValueError` for an option of every run that the study of this name decides itself."""
+    for option, value in options.items():
+        varied = any(option in changes for changes in study.variants.values())
+        if varied or option in study.base:
+            raise ValueError(
+                f"--set {option}={_shown(value)}: the study {name!r} {'varies' if varied else 'sets'} it; leave it out."
+            )
 
 
 def parse_change(text: str) -> tuple[str, list[Any]]:
@@ -113,6 +126,9 @@ def grid(varied: list[tuple[str, list[Any]]]) -> dict[str, Changes]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is varied twice; give its values in one --vary.")
+    for name, values in varied:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name} must be given without repetition, got {list(values)}.")
     combinations = [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in varied))]
     return {", ".join(f"{name}={_shown(value)}" for name, value in row.items()): row for row in combinations}
 
