@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from tests.cli.support import assert_one_line, tvmatch
 from tests.conftest import randomise
+from tests.integrations.official_pickles import SNAPSHOT
 from tvmatch.cli import main
 from tvmatch.data.codecs import open_codec
 from tvmatch.data.latent_space import LatentSpace, picture_maker
@@ -21,6 +25,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.integrations.diffusers import TVMatchPipeline
 from tvmatch.integrations.diffusers import export as exporting
 from tvmatch.integrations.diffusers.card import CardFacts, facts_of, figures_of
+from tvmatch.metrics.features import sha256_of
 from tvmatch.networks.dit import DiT, DiTConfig
 from tvmatch.sampling import sample, seeded_noise
 from tvmatch.training.trained import TrainedRun, load_run
@@ -85,10 +90,13 @@ def test_saved_and_loaded_again_to_the_same_bits(exported: Path, tmp_path: Path)
 
 def test_the_card_says_what_the_run_says(run: Path, exported: Path) -> None:
     text = (exported / "README.md").read_text()
-    figures = json.loads((exported.parent / "evaluation.json").read_text())["rows"]
-    for row in figures:
-        assert f"| {row['nfe']} | {row['w']:.4g} | " in text
-        assert f"{row['frechet']:.4g} |" in text
+    said = json.loads((exported.parent / "evaluation.json").read_text())
+    assert "| nfe | w | frechet | samples |" in text
+    for row in said["rows"]:
+        assert f"| {row['nfe']} | {row['w']:.4g} | {row['frechet']:.4g} | 6 |\n" in text
+    assert len(said["remarks"]) == 2
+    for remark in said["remarks"]:
+        assert f"- {remark}\n" in text
     for piece in (
         'license: "cc-by-4.0"',
         "- Weights: cc-by-4.0.",
@@ -114,7 +122,7 @@ def test_nothing_is_invented_for_the_card(run: Path, tmp_path: Path, capsys: pyt
     text = (out / "README.md").read_text()
     assert "license:" not in text
     assert text.count("not stated; ask whoever trained it") == 2
-    assert "None: this checkpoint was exported before `tvmatch evaluate` had measured it." in text
+    assert "None: this checkpoint was exported before `tvmatch evaluate` had measured it as the pipeline draws." in text
 
 
 def test_figures_of_another_checkpoint_are_left_out(run: Path, tmp_path: Path) -> None:
@@ -122,22 +130,77 @@ def test_figures_of_another_checkpoint_are_left_out(run: Path, tmp_path: Path) -
     for checkpoint, ema in ((trained.checkpoint, 0.5), ("step_00000001", trained.ema)):
         said = {"checkpoint": str(checkpoint), "ema": ema, "rows": [{"nfe": 1, "frechet": 0.5}]}
         (tmp_path / "evaluation.json").write_text(json.dumps(said))
-        assert figures_of(tmp_path, trained) == ()
+        assert figures_of(tmp_path, trained) == ((), ())
     # what `evaluate --features` writes: the checkpoint with its hash, and figures that say what they depend on
     said = {
-        "checkpoint": {"path": str(trained.checkpoint), "ema": trained.ema, "sha256": ""},
+        "checkpoint": {"path": str(trained.checkpoint), "ema": trained.ema, "sha256": sha256_of(trained.checkpoint)},
+        "method": "jump",
         "features": {"file": "inception.pt"},
         "statistics": {"data": "/home/somebody/cifar10.npz"},
         "samples": 50,
+        "remarks": ["/home/somebody/cifar10.npz is of hf:somebody/cifar10, not of what /mnt/a/run was trained on."],
         "rows": [{"nfe": 1, "w": 1.5, "seeds": [0], "frechet": 12.346, "frechet_over_seeds": 0.1, "seconds": 3.0}],
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(said))
     figures = {"calls": "1", "w": "1.5", "Frechet": "12.35 ± 0.10"}
     pins = {"features": "inception.pt", "against": "cifar10.npz", "samples": 50}
-    assert figures_of(tmp_path, trained) == (figures | pins,)
+    remark = "cifar10.npz is of hf:somebody/cifar10, not of what run was trained on."  # without this machine's folders
+    assert figures_of(tmp_path, trained) == ((figures | pins,), (remark,))
     (tmp_path / "evaluation.json").write_text("{}")
     with pytest.raises(ValueError, match="is not what `tvmatch evaluate` writes"):
         figures_of(tmp_path, trained)
+
+
+def test_figures_of_other_samples_or_weights_are_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Those of another method, and those of a checkpoint of the same name that was replaced since."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    (copied / "evaluation.json").unlink(missing_ok=True)
+    trained = load_run(copied)
+    evaluate = ("evaluate", copied, "--nfe", 1, "--samples", 6)
+    assert tvmatch(capsys, *evaluate, "--method", "euler").code == 0
+    assert figures_of(copied, trained) == ((), ())
+    (copied / "evaluation.json").unlink()
+    assert tvmatch(capsys, *evaluate).code == 0
+    (row,), remarks = figures_of(copied, trained)
+    assert (row["nfe"], row["samples"], len(remarks)) == (1, 6, 2)
+    part = next(path for path in sorted(trained.checkpoint.rglob("*")) if path.suffix == ".safetensors")
+    content = part.read_bytes()
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert figures_of(copied, trained) == ((), ())
+
+
+def test_the_card_of_an_imported_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What import-official fills in is not told as if it were known, and the example runs: a model of latents without a
+    codec gives latents only."""
+    model, file = tmp_path / "model", tmp_path / "weights.safetensors"
+    assert tvmatch(capsys, "import-official", SNAPSHOT, model).code == 0
+    assert tvmatch(capsys, "export", model, "--to", "diffusers").code == 0
+    text = (model / "diffusers" / "README.md").read_text()
+    assert "Imported from a snapshot of the official implementation and exported with tvmatch." in text
+    assert "Trained" not in text
+    assert "| training steps | not known, nor which average of weights this is |" in text
+    assert "0.9999" not in text
+    assert "a snapshot of the official implementation, whose licence applies" in text
+    (call,) = [line for line in text.splitlines() if line.startswith("images = ")]
+    found: dict[str, Any] = {"pipeline": TVMatchPipeline.from_pretrained(model / "diffusers")}
+    exec(call, found)
+    assert found["images"].shape == (1, 4, 8, 8)
+    assert tvmatch(capsys, "export", model, "--out", file).code == 0  # the mark goes with the weights
+    assert facts_of(file, load_run(file), None, None) == CardFacts("weights", imported=True)
+
+
+def test_a_full_disk_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)  # diffusers takes it from there
+    answer = tvmatch(capsys, "export", run, "--to", "diffusers", "--out", tmp_path / "out")
+    assert_one_line(answer, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_of_latents_takes_its_codec_along(run: Path, tmp_path: Path) -> None:

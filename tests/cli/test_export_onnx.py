@@ -1,9 +1,12 @@
 """`tvmatch export RUN --to onnx`, in onnxruntime against PyTorch. Tracing takes seconds: it is done once."""
 
+import contextlib
 import itertools
 import json
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,6 +112,27 @@ def test_a_graph_that_computes_otherwise_is_not_written(
     assert_one_line(tvmatch(capsys, "export", run, "--to", "onnx", "--out", out), "nothing was written")
     assert out.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_interrupt_that_the_exporter_catches(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """PyTorch's exporter goes on after it in another way, or tells it as its own failure."""
+
+    def export(*_: object, **__: object) -> SimpleNamespace:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if fails:
+            raise RuntimeError("Failed to export the model")
+        return SimpleNamespace(model_proto=onnx.ModelProto())
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    before = signal.getsignal(signal.SIGINT)
+    answer = tvmatch(capsys, "export", run, "--to", "onnx", "--out", tmp_path / "model.onnx")
+    assert (answer.code, answer.err) == (130, "tvmatch export: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_average_and_default_name(run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

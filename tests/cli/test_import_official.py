@@ -44,7 +44,9 @@ def test_an_ordinary_model_folder(model: Path, tmp_path: Path, capsys: pytest.Ca
     with np.load(out) as arrays:
         assert (arrays["latents"].shape, arrays["latents"].dtype) == ((12, 4, 8, 8), np.float32)
         assert arrays["labels"].tolist() == [3] * 12
-    assert tvmatch(capsys, "sample", model, "--count", 2).out == f"{model / 'drawn.png'}\n"
+    answer = tvmatch(capsys, "sample", model, "--count", 2)
+    assert answer.out == f"{model / 'drawn.png'}\n"
+    assert "the pictures are the first of 4 channels, cut to [-1, 1], in grey. Give --out NAME.npz" in answer.err
     assert tvmatch(capsys, "export", model, "--out", tmp_path / "w.safetensors").code == 0
     assert load_run(tmp_path / "w.safetensors").w == 2.0
     assert_one_line(tvmatch(capsys, "evaluate", model), "was imported without data to compare with; import it again")

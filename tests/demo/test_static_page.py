@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,12 @@ def test_the_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, as
         "runtime_bytes": len(packed),
     }
     assert [path.name for path in out.parent.iterdir()] == ["page"]
+
+
+def test_the_command_that_serves_it_can_be_pasted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "page u 1"
+    command = tvmatch(capsys, "demo", run, "--static", out).out.splitlines()[-1]
+    assert shlex.split(command)[-3:] == ["--directory", str(out), "8000"]
 
 
 def test_the_page_names_no_other_server() -> None:

@@ -223,3 +223,8 @@ def test_a_transformer_of_a_later_version_is_refused() -> None:
         ValueError, match=r"the transformer's config.json describes a network that this version does not"
     ):
         TVMatchTransformer({"image_size": 4, "rotary": True})
+
+
+def test_numbers_of_numpy_are_whole_numbers(pipeline: TVMatchPipeline) -> None:
+    ours = pipeline("bee", np.int64(2), np.int64(3), generator=seeded(), output_type="latent").images
+    assert torch.equal(ours, pipeline("bee", 2, 3, generator=seeded(), output_type="latent").images)

@@ -1,5 +1,6 @@
 """`tvmatch demo RUN`."""
 
+import shlex
 import signal
 import threading
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ class DemoOptions:
     """What to show, and where."""
 
     run: tyro.conf.Positional[Path]  # folder of a trained run, or a file of `tvmatch export`
-    beside: Path | None = None  # a run of flow matching to draw beside it (default: the same network's velocity)
+    # a run to draw beside it in Euler steps, such as one of flow matching (default: the same network's velocity)
+    beside: Path | None = None
     static: Path | None = None  # write a page that needs no server into this new folder, instead of serving one
     host: str | None = None  # address to serve at (default: 127.0.0.1, which only this machine reaches)
     port: int | None = None  # default: the first free one from 7860
-    ema: float | None = None  # which averaged weights, by decay (default: the slowest)
+    # which averaged weights of RUN, by decay (default: the slowest, which --beside always has)
+    ema: float | None = None
     codec: str | None = None  # of a model of latents: where its codec lies now (default: where it lay in training)
     device: str | None = None  # auto (the default), cpu or cuda
     weights: Literal["float32", "float16", "int8"] | None = None  # static: how they are stored (default: int8)
@@ -102,5 +105,5 @@ def _static(options: DemoOptions, out: Path) -> int:
     report = write_static_page(run, _name(options.run), out, options.weights or "int8", options.runtime)
     print(out)
     print(f"{report.model:,} bytes of model, {report.runtime:,} of onnxruntime-web. Any web server serves the folder:")
-    print(f"python -m http.server --bind 127.0.0.1 --directory {out} 8000")
+    print(f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(out))} 8000")
     return 0

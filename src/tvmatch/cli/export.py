@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from tvmatch.cli.options import check_out, check_place, parse, warn
+from tvmatch.cli.options import check_no_checkpoint, check_out, check_place, parse, warn
 
 OWNERS = {"weights": "onnx", "license": "diffusers", "data_license": "diffusers", "codec": "diffusers"}
 
@@ -34,6 +34,7 @@ def command(arguments: list[str]) -> int:
         value = getattr(options, name)
         if value is not None and options.to != owner:
             raise ValueError(f"--{name.replace('_', '-')} {value} belongs to --to {owner}; leave it out.")
+    check_no_checkpoint(options.out)
     if options.to != "safetensors":
         return _onnx(options) if options.to == "onnx" else _diffusers(options)
     from tvmatch.training.export import check_replaceable, export_weights

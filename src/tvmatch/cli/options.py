@@ -100,11 +100,15 @@ def check_out(out: Path, suffixes: Sequence[str], folder: bool = False) -> None:
         raise ValueError(f"--out {out} exists; {choices}.")
 
 
-def check_place(out: Path) -> None:
-    """Raise before any work is done if nothing can be written beside `out`, in a folder that may not be there yet."""
-    for parent in out.absolute().parents:
+def check_no_checkpoint(out: Path | None) -> None:
+    """Raise before any work is done if an `out` that was given would be, or replace, a part of a checkpoint."""
+    for parent in () if out is None else out.absolute().parents:
         if parent.name == "checkpoints" and (parent.parent / "config.yaml").is_file():
             raise ValueError(f"--out {out} is among the checkpoints of a run; choose another place.")
+
+
+def check_place(out: Path) -> None:
+    """Raise before any work is done if nothing can be written beside `out`, in a folder that may not be there yet."""
     place = next(parent for parent in out.absolute().parents if parent.exists())
     if not place.is_dir():
         raise ValueError(f"--out {out}: {place} is a file, not a folder; choose another place.")

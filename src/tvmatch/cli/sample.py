@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import tyro
 
-from tvmatch.cli.options import check_out, check_place, check_seed, parse, refuse_ranks, warn
+from tvmatch.cli.options import check_no_checkpoint, check_out, check_place, check_seed, parse, refuse_ranks, warn
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def command(arguments: list[str]) -> int:
     check_seed(options.seed)
     out = options.out or (options.run.parent if options.run.is_file() else options.run) / "drawn.png"
     check_out(out, (".png", ".npz"), folder=True)
+    check_no_checkpoint(options.out)
     check_place(out)
     if options.count < len(options.classes):
         raise ValueError(
@@ -60,7 +61,13 @@ def command(arguments: list[str]) -> int:
     to_pictures = picture_maker(trained.latent_space, device, options.codec)
     undecoded = trained.latent_space is None and trained.flow.network.data_shape[0] not in (1, 3)
     if undecoded:
-        warn("sample", "the codec of this model of latents is not known: the latents themselves are written.")
+        channels, written = trained.flow.network.data_shape[0], "the latents themselves are written."
+        if out.suffix != ".npz":
+            written = (
+                f"the pictures are the first of {channels} channels, cut to [-1, 1], in grey. Give --out NAME.npz for "
+                "the latents themselves, or import the model again with its --codec."
+            )
+        warn("sample", f"the codec of this model of latents is not known: {written}")
     w = trained.w if options.w is None else options.w
     warn("sample", trained.check_w(w))
     nfe, method = options.nfe or trained.nfe, options.method or trained.method

@@ -1,4 +1,4 @@
-"""Pictures and their milliseconds for one page: a run by its own method, and flow matching beside it."""
+"""Pictures and their milliseconds for one page: a run by its own method, and Euler steps beside it."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvmatch.demo.request import DrawRequest
 from tvmatch.pictures import enlarge, tile
-from tvmatch.sampling import draw
+from tvmatch.sampling import draw, untaught
 from tvmatch.training.trained import TrainedRun
 
 EULER_STEPS = 50
@@ -31,7 +31,7 @@ class Artist:
     of a second run. One request at a time: the milliseconds are those of one.
 
     `to_pictures` and `beside_to_pictures` make uint8 [N, H, W, C] of what the networks draw (`picture_maker`).
-    Raises `ValueError` if the second run has other classes.
+    Raises `ValueError` if the second run has other classes, another shape, or no velocity that was taught.
     """
 
     def __init__(
@@ -45,13 +45,24 @@ class Artist:
         self.to_pictures, self.beside_to_pictures = to_pictures, beside_to_pictures or to_pictures
         self._one = threading.Lock()
         _check_same_classes(self.run, self.beside)
+        _check_same_shape(self.run, self.beside)
+        if beside is not None and not self.compares:
+            raise ValueError(
+                f"the run beside is of {beside.objective}, which teaches no velocity that Euler steps could follow; "
+                "give one of another objective, such as flow-matching."
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a velocity that was taught to draw beside the run."""
+        return untaught(self.beside.objective, "euler", EULER_STEPS) is None
 
     def draw(self, request: DrawRequest) -> Drawn:
         """What the request asks for: jumps, or Euler steps where only a velocity was learned."""
         return self._draw(self.run, self.to_pictures, request, request.calls, self.run.method)
 
     def flow_matching(self, request: DrawRequest) -> Drawn:
-        """The same classes and noise in EULER_STEPS Euler steps along the velocity."""
+        """The same classes and noise in EULER_STEPS Euler steps along the velocity, where the artist `compares`."""
         return self._draw(self.beside, self.beside_to_pictures, request, EULER_STEPS, "euler")
 
     def warm_up(self) -> None:
@@ -86,6 +97,13 @@ def _check_same_classes(run: TrainedRun, beside: TrainedRun) -> None:
     if run.class_names and beside.class_names and set(run.class_names) != set(beside.class_names):
         stranger = sorted(set(beside.class_names) - set(run.class_names))[0]
         raise ValueError(f"the run beside has a class {stranger!r} that this one has not; they must be the same.")
+
+
+def _check_same_shape(run: TrainedRun, beside: TrainedRun) -> None:
+    """`ValueError` unless both runs begin from noise of one shape: otherwise it could not be the same."""
+    ours, theirs = list(run.flow.network.data_shape), list(beside.flow.network.data_shape)
+    if ours != theirs:
+        raise ValueError(f"the run beside draws from noise of {theirs} and this one of {ours}; they must be the same.")
 
 
 def _labels_of(run: TrainedRun, asked: TrainedRun, labels: Sequence[int]) -> list[int]:

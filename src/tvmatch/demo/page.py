@@ -76,17 +76,13 @@ def build_page(artist: Artist, name: str) -> Any:
     """The `gradio.Blocks` of the page; its one request is called `draw`."""
     gradio = _gradio()
     run = artist.run
-    whose = "the same network" if artist.beside is run else "the run beside"
-    headings = (
-        "Euler steps, as many as asked for" if run.method == "euler" else "Jumps, as many calls as asked for",
-        f"Flow matching: {EULER_STEPS} Euler steps of {whose}",
-    )
+    intro, headings = introduction(artist), headings_of(artist)
     classed = run.flow.network.num_classes > 0
     low, high = guidance_range(run)
     with gradio.Blocks(
         title=f"tvmatch: {name}", analytics_enabled=False, delete_cache=(PICTURES_KEPT, PICTURES_KEPT)
     ) as page:
-        gradio.Markdown(f"# {html.escape(name)}\nDrawn by tvmatch. The noise on both sides is the same.")
+        gradio.Markdown(f"# {html.escape(name)}\nDrawn by tvmatch. {intro}")
         with gradio.Row():
             choices = class_choices(run)
             chosen = gradio.Dropdown(choices, value=choices[0], label="class", visible=classed, allow_custom_value=True)
@@ -95,13 +91,15 @@ def build_page(artist: Artist, name: str) -> Any:
         with gradio.Row():
             seed = gradio.Number(0, label="seed", precision=0, minimum=0, maximum=LARGEST_SEED)
             pictures = gradio.Slider(1, MOST_PICTURES, 16, step=1, label="pictures")
-            compare = gradio.Checkbox(True, label=f"flow matching in {EULER_STEPS} steps beside it")
+            compare = gradio.Checkbox(
+                artist.compares, label=f"{EULER_STEPS} Euler steps beside it", visible=artist.compares
+            )
         draw = gradio.Button("draw", variant="primary")
         note = gradio.Markdown()
         with gradio.Row():
             shown = []
-            for heading in headings:
-                with gradio.Column():
+            for heading, seen in zip(headings, (True, artist.compares), strict=True):
+                with gradio.Column(visible=seen):
                     gradio.Markdown(f"### {heading}")
                     spent = gradio.Number(label="milliseconds, all pictures together", interactive=False)
                     picture = gradio.Image(
@@ -115,6 +113,7 @@ def build_page(artist: Artist, name: str) -> Any:
         def answer(
             chosen: Any, calls: Any, w: Any, seed: Any, pictures: Any, compare: Any
         ) -> Iterator[tuple[str, np.ndarray, float, np.ndarray | None, float | None]]:
+            compare = compare and artist.compares
             try:
                 request = read_request(run, chosen, calls, w, seed, pictures)
                 warnings = {run.check_w(request.w), artist.beside.check_w(request.w) if compare else None} - {None}
@@ -131,6 +130,25 @@ def build_page(artist: Artist, name: str) -> Any:
 
         draw.click(answer, inputs, [note, *shown], api_name="draw", concurrency_limit=1)
     return page
+
+
+def introduction(artist: Artist) -> str:
+    """A sentence on what stands beside the run, or why nothing does."""
+    if artist.compares:
+        return "Both sides start from the same noise."
+    return f"Nothing stands beside it: {artist.run.objective} teaches no velocity that Euler steps could follow."
+
+
+def headings_of(artist: Artist) -> tuple[str, str]:
+    """What is drawn on the left and on the right."""
+    left = {
+        "euler": "Euler steps, as many as asked for",
+        "jump": "Jumps, as many calls as asked for",
+        "consistency": "Jumps to the end, as many calls as asked for, with new noise between them",
+    }[artist.run.method]
+    if artist.beside is artist.run:
+        return left, f"Flow matching: {EULER_STEPS} Euler steps of the same network"
+    return left, f"The run beside, of {artist.beside.objective}: {EULER_STEPS} Euler steps"
 
 
 def guidance_range(run: TrainedRun) -> tuple[float, float]:

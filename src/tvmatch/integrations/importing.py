@@ -196,6 +196,7 @@ def import_official(
     )
     header = {
         "format": FORMAT,
+        "imported": True,  # so that its step and its decay are placeholders
         "step": 1,
         "network": dataclasses.asdict(network.config),
         "scaled": scaled,

@@ -8,11 +8,13 @@ import contextlib
 import json
 import logging
 import math
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -107,7 +109,7 @@ def trace(step: Step) -> Any:
     """The graph of a step, an `onnx.ModelProto` in float32 with a free batch size."""
     arguments = _example(step, 2, 0)
     batch = torch.export.Dim("batch")
-    with _quiet(), torch.no_grad():
+    with _interrupts_kept(), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             step,
             arguments,
@@ -225,6 +227,36 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; exporting to ONNX needs: pip install 'tvmatch[export]'") from error
     return onnx, onnxruntime
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """The exporter catches an interrupt too, and goes on or tells it as a failure of its own: here it is raised again
+    at the end of the block."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # no interrupt is raised here
+        return
+    raised = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        try:
+            before(number, frame)
+        except KeyboardInterrupt:
+            raised = True
+            raise
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if not raised:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if raised:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from tvmatch.integrations.diffusers.transformer import TVMatchTransformer
 from tvmatch.pictures import enlarge, save_png, tile
 from tvmatch.sampling import METHODS, seeded_noise
 from tvmatch.training.header import network_to_header
+from tvmatch.training.safetensors_file import disk_errors
 from tvmatch.training.trained import TrainedRun
 
 PICTURE = "samples.png"
@@ -84,7 +85,8 @@ def export_diffusers(trained: TrainedRun, out: Path, facts: CardFacts, codec: st
     out.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(out) as folder:
         with _quiet():
-            pipeline.save_pretrained(folder)
+            with disk_errors():
+                pipeline.save_pretrained(folder)
             error = compare(folder, pipeline, trained)
         mode = (folder / "model_index.json").stat().st_mode  # what this user's files are given
         for path in folder.rglob("*.safetensors"):  # which are private otherwise

@@ -18,7 +18,7 @@ from tvmatch.data.source import to_pictures
 from tvmatch.files import write_text
 from tvmatch.guidance import check_scale
 from tvmatch.integrations.diffusers.codec import TVMatchTinyCodec
-from tvmatch.integrations.diffusers.scheduler import TVMatchScheduler
+from tvmatch.integrations.diffusers.scheduler import TVMatchScheduler, whole_number
 from tvmatch.integrations.diffusers.transformer import TVMatchTransformer, safetensors_only
 
 Labels = int | str | Sequence[int | str] | Tensor
@@ -133,7 +133,8 @@ class TVMatchPipeline(DiffusionPipeline):
 
     def _labels(self, asked: Labels | None, repeated: int) -> Tensor:
         """int64 [B] of names and numbers."""
-        if isinstance(repeated, bool) or not isinstance(repeated, int) or repeated < 1:
+        repeated = whole_number("num_images_per_label", repeated)
+        if repeated < 1:
             raise ValueError(f"num_images_per_label must be a whole number, at least 1; got {repeated!r}.")
         if isinstance(asked, Tensor):
             asked = asked.tolist()

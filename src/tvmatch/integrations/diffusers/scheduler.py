@@ -1,7 +1,8 @@
 """The sampler of flow maps as a scheduler of diffusers: a few jumps from noise, t = 1, down to data, t = 0."""
 
+import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin  # diffusers looks for SchedulerMixin here when it loads the class
@@ -12,6 +13,16 @@ from torch import Tensor
 
 from tvmatch.interpolant import interpolate
 from tvmatch.times import check_grid, uniform_grid
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A whole number of any library (numpy's count too) as `int`; `ValueError` names anything else."""
+    try:
+        if isinstance(value, bool):  # an integer to Python
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}.") from None
 
 
 class TVMatchScheduler(SchedulerMixin, ConfigMixin):
@@ -47,10 +58,8 @@ class TVMatchScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("give either num_inference_steps or timesteps.")
         if timesteps is not None:
             grid = check_grid(list(timesteps))
-        elif isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
-            raise ValueError(f"num_inference_steps must be a whole number, at least 1; got {num_inference_steps!r}.")
         else:
-            grid = uniform_grid(num_inference_steps)
+            grid = uniform_grid(whole_number("num_inference_steps", num_inference_steps))
         times = torch.tensor(grid, dtype=torch.float32)
         self.num_inference_steps = len(grid) - 1
         self.starts, self.next_times = times[:-1], times[1:]  # on the CPU, to be looked up
