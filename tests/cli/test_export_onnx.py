@@ -128,10 +128,13 @@ def test_an_interrupt_that_the_exporter_catches(
         return SimpleNamespace(model_proto=onnx.ModelProto())
 
     monkeypatch.setattr(torch.onnx, "export", export)
-    before = signal.getsignal(signal.SIGINT)
-    answer = tvmatch(capsys, "export", run, "--to", "onnx", "--out", tmp_path / "model.onnx")
-    assert (answer.code, answer.err) == (130, "tvmatch export: interrupted\n")
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        answer = tvmatch(capsys, "export", run, "--to", "onnx", "--out", tmp_path / "model.onnx")
+        assert (answer.code, answer.err) == (130, "tvmatch export: interrupted\n")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == []
 
 
