@@ -20,6 +20,7 @@ import tvmatch.kernels.head_norm
 import tvmatch.kernels.modulated_norm
 import tvmatch.kernels.modulation
 import tvmatch.kernels.short_attention
+from tvmatch.provenance import commit
 
 SHAPES = ((64, 256, 1152, 18), (1024, 64, 384, 6))  # batch, tokens, size, heads
 
@@ -35,6 +36,7 @@ def main() -> None:
     result = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "commit": commit(),
         "copy_terabytes_per_second": rate / 1e12,
         "rows": rows,
     }

@@ -28,6 +28,11 @@ def _require_vector(value: Tensor, batch: int, name: str) -> None:
         raise ValueError(f"{name} must have shape [{batch}], one for each sample; got {list(value.shape)}.")
 
 
+def _require_floating(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"data must be floating point (pictures scaled to [-1, 1]), got {x.dtype}.")
+
+
 def check_times(t: Tensor, s: Tensor, batch: int) -> None:
     """Raise unless 1 >= t >= s >= 0, both of shape [batch]."""
     _require_vector(t, batch, "t")
@@ -59,8 +64,7 @@ def check_data(x: Tensor, data_shape: tuple[int, ...]) -> None:
     """Raise unless x is a floating-point batch [B, *data_shape] of finite numbers."""
     if x.dim() != 1 + len(data_shape) or tuple(x.shape[1:]) != tuple(data_shape):
         raise ValueError(f"data must have shape [B, {', '.join(map(str, data_shape))}], got {list(x.shape)}.")
-    if not x.is_floating_point():
-        raise ValueError(f"data must be floating point (pictures scaled to [-1, 1]), got {x.dtype}.")
+    _require_floating(x)
     _require(x.isfinite(), "data must be finite, but it holds NaN or infinity.", x)
 
 
@@ -74,8 +78,7 @@ def check_output(output: Tensor, x: Tensor, network: str) -> None:
 
 def check_batch(x0: Tensor, label: Tensor) -> None:
     """Raise unless x0 [B, ...] is floating point and label has one number for each of its B > 0 samples."""
-    if not x0.is_floating_point():
-        raise ValueError(f"data must be floating point (pictures scaled to [-1, 1]), got {x0.dtype}.")
+    _require_floating(x0)
     if len(x0) == 0:
         raise ValueError("the batch is empty.")
     _require_vector(label, len(x0), "label")

@@ -18,6 +18,8 @@ def test_the_usual_mistakes_are_named(flow: FlowMap) -> None:
             objective(x0, label[:2])
         with pytest.raises(ValueError, match="the batch is empty"):
             objective(x0[:0], label[:0])
+        with pytest.raises(ValueError, match="the batch is empty"):
+            objective(x0=x0[:0], label=label[:0])
 
 
 def test_draws_follow_torchs_seed_until_one_is_given(flow: FlowMap) -> None:

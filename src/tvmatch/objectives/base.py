@@ -63,9 +63,10 @@ class Part(NamedTuple):
         return whole
 
 
-def _checked(_: nn.Module, inputs: tuple) -> None:
-    if len(inputs) >= 2:
-        check_batch(*inputs[:2])
+def _checked(_: nn.Module, inputs: tuple, named: dict) -> None:
+    given = dict(zip(("x0", "label"), inputs, strict=False)) | named
+    if {"x0", "label"} <= given.keys():  # else Python says what is missing
+        check_batch(given["x0"], given["label"])
 
 
 class Objective(nn.Module):
@@ -86,7 +87,7 @@ class Objective(nn.Module):
         self.target: FlowMap | None = copy.deepcopy(flow).requires_grad_(False) if self.has_target else None
         self.generator = torch.Generator(next(flow.parameters()).device)
         self.generator.manual_seed(torch.initial_seed())  # until `seed` is called: as torch.manual_seed was
-        self.register_forward_pre_hook(_checked)
+        self.register_forward_pre_hook(_checked, with_kwargs=True)
 
     def seed(self, seed: int) -> None:
         """Restart the stream of random draws; a generator is made on the network's device if it has moved."""
