@@ -100,7 +100,6 @@ def beside_long(runs: list[Run], ours: Run) -> list[tuple[str, str, str, bool | 
             ]
             what = f"{ours.seconds / 60:g} minutes, TVM beside {name} in {calls} call{'s' if calls > 1 else ''}"
             told = " against ".join(f"{frechet(row)} (w = {row['w']:g})" for row in best)
-            told += " by its log alone" if any(run.printed for run in theirs) else ""
             rows.append((what, told, "ahead", best[0]["frechet"] < best[1]["frechet"]))
         if not theirs:
             rows.append((f"the same minutes for {name}", "", "beside TVM", None))

@@ -72,7 +72,7 @@ def long_table(runs: list[Run]) -> str:
     for run in runs:
         for w in sorted({row["w"] for row in run.whole}):
             rows = [row for row in run.whole if row["w"] == w]
-            name = f"{run.name}, {run.network}, seed {run.seed}" + (" (by its log alone)" if run.printed else "")
+            name = f"{run.name}, {run.network}, seed {run.seed}"
             cells = [name, run.recipe, f"{run.seconds / 60:g}"]
             cells += [f"{' + '.join(f'{steps:,}' for steps in run.steps)} of {run.batch}"]
             cells += [f"{rows[0]['ema']:g}", f"{w:g}"]

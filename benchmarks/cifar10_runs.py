@@ -49,7 +49,6 @@ class Run:
     phases: tuple[Phase, ...]  # empty where the tables of metrics were lost
     scored: dict[str, Any] | None
     whole: tuple[dict[str, Any], ...]  # rows of 50,000 samples
-    printed: bool  # whether these are what the log says, to two digits, because the JSON was lost
     tradeoff: dict[str, Any] | None
     choices: tuple[dict[str, Any], ...]
 
@@ -86,17 +85,6 @@ def read_phase(path: Path) -> Phase:
     return Phase(last["step"], speeds[len(speeds) // 2], rows[0]["training_seconds"], last["training_seconds"])
 
 
-def printed_rows(log: str) -> list[dict[str, Any]]:
-    """Calls, w and Frechet distance of 50,000 samples as `tvmatch evaluate` prints them, and the average that the
-    recipe had chosen: of a run whose machine went back before its JSON was copied."""
-    ema = re.search(r"^average ([\d.]+), w", log, re.MULTILINE)  # the best is told first
-    table = re.search(r"step \d+, 50000 samples\n\n(?:\|.*\n){2}((?:\|.*\n)+)", log)
-    if ema is None or table is None:
-        return []
-    rows = [[float(cell) for cell in line.split("|")[1:4]] for line in table[1].splitlines()]
-    return [{"ema": float(ema[1]), "nfe": int(nfe), "w": w, "frechet": distance} for nfe, w, distance in rows]
-
-
 def read_run(folder: Path) -> Run:
     """One folder; `ValueError` for a name that says something else than what is in it, seed, objective or time."""
     match = FOLDER.fullmatch(folder.name)
@@ -126,14 +114,11 @@ def read_run(folder: Path) -> Run:
     scored, tradeoff = load("evaluation_20000.json"), load("tradeoff.json")
     evaluations = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation*.json"))]
     whole = [{"ema": e["checkpoint"]["ema"], **row} for e in evaluations if e["samples"] == 50_000 for row in e["rows"]]
-    printed = not evaluations and (folder / "evaluate.log").exists()
-    if printed:
-        whole = printed_rows((folder / "evaluate.log").read_text())
     return Run(
         match["method"], int(match["seconds"]), int(match["seed"]), int(time[1]), config["network"],
         config.get("optimizer", "adamw"), config.get("jumps", "auto"), config["guidance"], config["batch_size"],
-        (folder / "commit.txt").read_text().strip(), tuple(map(int, steps)), phases, scored, tuple(whole), printed,
-        tradeoff, choices,
+        (folder / "commit.txt").read_text().strip(), tuple(map(int, steps)), phases, scored, tuple(whole), tradeoff,
+        choices,
     )  # fmt: skip
 
 

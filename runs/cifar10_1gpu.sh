@@ -36,7 +36,7 @@
 #   flow-matching               291 / 103.4 / 36.9  (two seeds; EMAS=0.998 PAIR="0.998 1.5")
 # and FID of 50,000 in 1 / 4 calls of that for 20 minutes: 9.07 / 5.89 (seed 0, w = 2, three noises in one call, of
 # which SEEDS=0 has 9.05; with AdamW and the paper's jumps after 24 minutes 12.05 / 6.65); without EXTRA and PAIR mean-flow
-# 25.7 / 10.4 and flow-matching 303.8 / 27.9 (seed 0).
+# 30.6 / 10.5 and flow-matching 303.8 / 27.9 (seed 0).
 # Another GPU trains more steps or fewer in the time.
 set -euo pipefail
 OUT=$(realpath -m "${1:?give a folder for the run}")
