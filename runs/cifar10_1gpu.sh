@@ -39,6 +39,11 @@
 # 30.6 / 10.5 and flow-matching 303.8 / 27.9 (seed 0).
 # Another GPU trains more steps or fewer in the time.
 set -euo pipefail
+# In the background of a script INT is ignored, for good, and by all that is started. Python can undo that, bash cannot; here,
+# because what is started below must hear a signal from its first moment.
+[[ $(trap -p INT) != *"''"* ]] || exec python3 -c 'import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])' "$0" "$@"
 OUT=$(realpath -m "${1:?give a folder for the run}")
 DATA=$(realpath -m "${2:?give cifar10_train.npz}")
 FEATURES=$(realpath -m "${3:?give inception.pt}")
@@ -95,8 +100,6 @@ recount() {
 # TERM goes on to the `tvmatch` that runs as INT, and INT as TERM: either lets it save, but a second one of a kind ends it at
 # once, and it may have had the first (Slurm and systemd tell every process).
 signals=0 stopped='' RUNNING=''
-# In the background of a script INT is ignored, for good, and by all that is started; Python can undo that, bash cannot.
-HEARS_INT=(python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])')
 stop() { # code to end with, signal to pass on
     stopped=$1
     ((signals += 1))
@@ -107,7 +110,7 @@ passing() { # a command to which signals are passed on; after one none is begun
     local code=0 seen=-1
     [[ -z $stopped ]] || return "$stopped"
     set -m # without this it would ignore INT
-    "${HEARS_INT[@]}" "$@" &
+    "$@" &
     RUNNING=$!
     set +m
     [[ -z $stopped ]] || stop "$stopped" TERM # it came meanwhile

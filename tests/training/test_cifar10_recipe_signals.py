@@ -150,6 +150,28 @@ def test_a_signal_ends_what_does_not_look_for_it(
     assert (tmp_path / "trace").read_text() == "it measures\n"
 
 
+def test_a_signal_is_not_lost_to_what_only_begins(start, tmp_path: Path) -> None:
+    """Where INT is ignored, whatever undoes that, a Python that takes its time to start, must not do it when there is
+    something to end: a signal until then was gone, and the evaluation went on to its end."""
+    slow = tmp_path / "bin" / "python3"
+    slow.parent.mkdir()
+    slow.write_text(
+        f"""#!/bin/bash
+case "$2" in *execvp*) echo hears >> {tmp_path}/trace; sleep 1; echo heard >> {tmp_path}/trace;; esac
+exec {sys.executable} "$@"
+"""
+    )
+    slow.chmod(0o755)
+    process = start(False, STAGES="evaluate", PATH=f"{slow.parent}:{os.environ['PATH']}")
+    wait_for(tmp_path / "trace", "hears")
+    began = (tmp_path / "out").exists()
+    process.terminate()
+    told, _ = process.communicate(timeout=10)
+    assert not began
+    assert process.returncode == -signal.SIGTERM, told  # nothing that could be saved
+    assert not pids_of(tmp_path)
+
+
 def test_what_still_compiles_is_gone_before_the_next_phase(start, tmp_path: Path) -> None:
     (tmp_path / "compiles").touch()
     process = start(PRECOMPILE="1", STAGES="train")
