@@ -18,20 +18,48 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that takes the name `path` at the end of the block.
 
     The bytes go to `.NAME.tmp` beside it and reach the disk first. On any error, an interrupt included, that file is
-    removed and what `path` held before stays. A kill may leave it; the next writer of `path` starts it anew.
+    removed and what `path` held before stays. A kill may leave it; the next writer of `path` starts it anew. Of two
+    writers at once the second waits for the first, and `path` is then its.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too; the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
+    with _claimed(temporary):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a read-only disk refuses this too; the first error is the one to tell
+                temporary.unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _claimed(temporary: Path) -> Iterator[None]:
+    """Make a file and hold it for the length of a block, once no other process does. Where there are no locks, none."""
+    if fcntl is None:
+        yield
+        return
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, temporary):
+                yield
+                return
+            # who held it has given it the name that it was for, or removed it
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
