@@ -56,16 +56,20 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> bool:
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for nfe in sorted({row["nfe"] for row in rows}):
+    for index, nfe in enumerate(sorted({row["nfe"] for row in rows})):
         line = sorted((row for row in rows if row["nfe"] == nfe), key=lambda row: row["w"])
         name = f"{nfe} call{'s' if nfe > 1 else ''}"
         scales, distances = [row["w"] for row in line], [row["frechet"] for row in line]
         deviations = [row.get("frechet_over_seeds", nan) for row in line]  # of one seed there is none, not one of zero
         left.errorbar(scales, distances, None if all(map(isnan, deviations)) else deviations, marker="o", label=name)
-        right.plot([row["precision"] for row in line], [row["recall"] for row in line], marker="o", label=name)
+        precision, recall = ([row[which] for row in line] for which in ("precision", "recall"))
+        (drawn,) = right.plot(precision, recall, marker="o", label=name)
+        # neighbouring lines have their numbers on different sides: they lie close together
+        offset, side = ((5, 4), "left") if index % 2 == 0 else ((-5, -10), "right")
         for row in line:
-            point = row["precision"], row["recall"]
-            right.annotate(f"{row['w']:g}", point, (5, 4), textcoords="offset points", fontsize=8)
+            place = {"xytext": offset, "textcoords": "offset points", "ha": side}
+            text = f"{row['w']:g}"
+            right.annotate(text, (row["precision"], row["recall"]), fontsize=8, color=drawn.get_color(), **place)
     left.set(xlabel="guidance scale w", ylabel="Frechet distance")
     right.set(xlabel="precision", ylabel="recall (numbers: w)")
     right.margins(x=0.09, y=0.07)  # numbers beside the outermost points stay inside
