@@ -47,6 +47,8 @@ def test_an_ordinary_model_folder(model: Path, tmp_path: Path, capsys: pytest.Ca
     answer = tvmatch(capsys, "sample", model, "--count", 2)
     assert answer.out == f"{model / 'drawn.png'}\n"
     assert "the pictures are the first of 4 channels, cut to [-1, 1], in grey. Give --out NAME.npz" in answer.err
+    answer = tvmatch(capsys, "sample", model, "--codec", "taef2")  # their mean and deviation were given to nobody
+    assert_one_line(answer, "--codec taef2: this run draws latents whose mean and deviation it does not know")
     assert tvmatch(capsys, "export", model, "--out", tmp_path / "w.safetensors").code == 0
     assert load_run(tmp_path / "w.safetensors").w == 2.0
     assert_one_line(tvmatch(capsys, "evaluate", model), "was imported without data to compare with; import it again")

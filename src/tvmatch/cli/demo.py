@@ -58,8 +58,7 @@ def _serve(options: DemoOptions) -> int:
         raise ValueError(f"port must be 1 to 65535, got {options.port}.")
     device = choose_device(options.device or "auto")
     run = load_run(options.run, options.ema, device)
-    if options.codec is not None and run.latent_space is None:
-        raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
+    run.check_codec(options.codec)
     _check_pictures(run, options.run)
     to_pictures = picture_maker(run.latent_space, device, options.codec)
     beside = beside_to_pictures = None
@@ -81,8 +80,8 @@ def _serve(options: DemoOptions) -> int:
 
 
 def _check_pictures(run: "TrainedRun", folder: Path) -> None:
-    channels = run.flow.network.data_shape[0]
-    if run.latent_space is None and channels not in (1, 3):
+    if run.undecoded:
+        channels = run.flow.network.data_shape[0]
         raise ValueError(f"{folder} draws {channels} channels and names no codec that makes pictures of them.")
 
 

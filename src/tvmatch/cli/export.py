@@ -80,8 +80,7 @@ def _diffusers(options: ExportOptions) -> int:
         raise ValueError(f"--out {out} exists; give the name of a new folder.")
     check_place(out)
     trained = load_run(options.run, options.ema)
-    if options.codec is not None and trained.latent_space is None:
-        raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
+    trained.check_codec(options.codec)
     facts = facts_of(options.run, trained, options.license, options.data_license)
     report = export_diffusers(trained, out, facts, options.codec)
     print(out)

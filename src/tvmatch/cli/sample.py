@@ -56,11 +56,9 @@ def command(arguments: list[str]) -> int:
         )
     device = choose_device(options.device)
     trained = load_run(options.run, options.ema, device)
-    if options.codec is not None and trained.latent_space is None:
-        raise ValueError(f"--codec {options.codec}: {options.run} draws pictures, not latents; leave it out.")
+    trained.check_codec(options.codec)
     to_pictures = picture_maker(trained.latent_space, device, options.codec)
-    undecoded = trained.latent_space is None and trained.flow.network.data_shape[0] not in (1, 3)
-    if undecoded:
+    if trained.undecoded:
         channels, written = trained.flow.network.data_shape[0], "the latents themselves are written."
         if out.suffix != ".npz":
             written = (
@@ -90,7 +88,7 @@ def command(arguments: list[str]) -> int:
         save_png(enlarge(tile(pictures, columns), 48, pictures.shape[1]), out)
     elif out.suffix == ".npz":
         # without classes there are no labels: the file is again a data set that `tvmatch train --data` reads
-        arrays = {"latents": x.numpy()} if undecoded else {"images": pictures}
+        arrays = {"latents": x.numpy()} if trained.undecoded else {"images": pictures}
         arrays |= {"labels": label.numpy()} if trained.flow.network.num_classes else {}
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as file:

@@ -259,9 +259,8 @@ def _compute_in(trained: TrainedRun, plan: EvaluationPlan, ranks: Ranks) -> torc
 
 
 def _drawer(trained: TrainedRun, plan: EvaluationPlan, ranks: Ranks) -> Drawer:
+    trained.check_codec(plan.codec)
     if trained.latent_space is None:
-        if plan.codec is not None:
-            raise ValueError(f"--codec {plan.codec}: this run draws pictures, not latents; leave it out.")
         return Drawer(trained, plan.method or trained.method)
     return Drawer(trained, plan.method or trained.method, picture_maker(trained.latent_space, ranks.device, plan.codec))
 

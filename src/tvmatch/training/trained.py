@@ -54,6 +54,22 @@ class TrainedRun:
         """`ValueError` for a guidance scale that cannot work; a sentence of warning for one not seen in training."""
         return check_scale(w, self.guidance, self.flow.network.num_classes)
 
+    @property
+    def undecoded(self) -> bool:
+        """Whether it draws latents of a codec that nobody named, as an imported model may."""
+        return self.latent_space is None and self.flow.network.data_shape[0] not in (1, 3)
+
+    def check_codec(self, codec: str | None) -> None:
+        """`ValueError` for a --codec that could decode nothing."""
+        if codec is None or self.latent_space is not None:
+            return
+        if self.undecoded:
+            raise ValueError(
+                f"--codec {codec}: this run draws latents whose mean and deviation it does not know, so no codec can "
+                "decode them; import the model again with its --codec."
+            )
+        raise ValueError(f"--codec {codec}: this run draws pictures, not latents; leave it out.")
+
 
 def load_run(run: Path, ema: float | None = None, device: str | torch.device = "cpu") -> TrainedRun:
     """Open the last checkpoint of a run, or a plain safetensors file (`tvmatch export`). `ema` chooses the averaged
