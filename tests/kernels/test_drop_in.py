@@ -98,6 +98,57 @@ def test_what_has_no_derivative_here_is_refused():
         scaled_dot_product_attention(*PRIMALS, backend="fast")
 
 
+def test_a_mask_with_a_tangent_is_refused():
+    mask = torch.zeros(7, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="attn_mask .* with a mask that is dual itself"):
+        torch.func.jvp(lambda m: scaled_dot_product_attention(*PRIMALS, m), (mask,), (torch.ones_like(mask),))
+
+
+def test_any_order_of_memory():
+    """PyTorch's attention takes heads innermost in memory: so must the same call when a tangent comes."""
+    q, k, v, *tangents = (x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for x in P)
+    assert q.stride(-1) != 1
+    got = torch.func.jvp(scaled_dot_product_attention, (q, k, v), tuple(tangents))
+    same(got, torch.func.jvp(scaled_dot_product_attention, PRIMALS, TANGENTS))
+
+
+def test_a_map_inside_of_a_jvp_says_where_it_must_be():
+    def mapped(x):
+        return torch.func.vmap(lambda one: scaled_dot_product_attention(one, one, one))(x)
+
+    x = torch.randn(3, 1, 2, 5, 8)
+    with pytest.raises(RuntimeError, match="Put the vmap outside"):
+        torch.func.jvp(mapped, (x,), (x,))
+    with pytest.raises(RuntimeError, match="Put the vmap outside"), fwAD.dual_level():
+        mapped(x)
+    once = torch.func.vmap(
+        lambda one: torch.func.jvp(lambda y: scaled_dot_product_attention(y, x[0], y), (one,), (one,))
+    )
+    same(
+        once(x)[1][2:],
+        torch.func.jvp(lambda y: scaled_dot_product_attention(y, x[0], y), (x[2],), (x[2],))[1][None],
+        1e-5,
+    )
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_lengths_can_be_traced(dual):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    lengths = torch.tensor([2, 5])
+
+    def attend(q, k, v, tangent):
+        if not dual:
+            return scaled_dot_product_attention(q, k, v, kv_lengths=lengths)
+        return torch.func.jvp(lambda x: scaled_dot_product_attention(x, k, v, kv_lengths=lengths), (q,), (tangent,))[1]
+
+    traced = make_fx(attend)(*PRIMALS, TANGENTS[0])
+    same([traced(*PRIMALS, TANGENTS[0])], [attend(*PRIMALS, TANGENTS[0])])
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) for x in (*PRIMALS, lengths)]
+        assert scaled_dot_product_attention(*fake[:3], kv_lengths=fake[3]).shape == PRIMALS[0].shape
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's own operator under vmap
 def test_plain_tensors_with_lengths_are_held_to_what_dual_ones_are():
     """Else a model is right in training, under a jvp, and NaN when it samples."""

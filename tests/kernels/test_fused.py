@@ -98,6 +98,50 @@ def test_half_precision(dtype, D):
     check(1, 2, 65, 70, D, dtype)
 
 
+@pytest.mark.parametrize("lengths", [torch.tensor([[7, 40], [33, 1]])[:, 0], torch.tensor(9).expand(2)])
+def test_lengths_in_any_order_of_memory(lengths):
+    """A column of a table, and one number for all."""
+    x = problem(2, 1, 40, 40, 16, torch.float32, device=DEVICE)
+    do, dto = torch.randn(2, 2, 1, 40, 16, device=DEVICE)
+    got = run(dual_attention, x, do, dto, backend="triton", kv_lengths=lengths.to(DEVICE))
+    assert max(relative_errors(got, yardstick(x, do, dto, lengths=lengths.to(DEVICE)))) < 3e-6
+
+
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_maps_over_gradients_and_over_tangents_with_one_set_of_lengths(B, dtype):
+    """Where only some tensors are mapped the others are views without a stride in what is mapped."""
+    x = problem(B, 2, 8, 8, 16, dtype, device=DEVICE)
+    gradients, tangents = torch.randn(2, 3, B, 2, 8, 16, device=DEVICE).to(dtype)
+    lengths = torch.tensor([5, 8][:B], device=DEVICE)
+
+    def both(backend):
+        options = {"kv_lengths": lengths, "backend": backend}
+        back = torch.func.vjp(lambda q: dual_attention(q, *x[1:], **options)[1], x[0])[1]
+        forth = torch.func.vmap(lambda tq: dual_attention(*x[:3], tq, *x[4:], **options)[1])
+        return torch.func.vmap(back)(gradients)[0], forth(tangents)
+
+    assert max(relative_errors(both("triton"), both("reference"))) < BOUND[dtype]
+
+
+def test_tokens_far_apart_in_memory():
+    """As in the packed projection of a very long sequence: their distance has more than 31 bits."""
+    x = [t.half() for t in problem(1, 1, 3, 3, 16, device=DEVICE)]
+    step = 2**30 + 16
+    far = torch.empty(2 * step + 16, dtype=torch.float16, device=DEVICE).as_strided((1, 1, 3, 16), (1, 1, step, 1))
+    far.copy_(x[1])
+    got = run(dual_attention, (x[0], far, *x[2:]), x[0], x[3], backend="triton")
+    assert max(relative_errors(got, run(dual_attention, x, x[0], x[3], backend="triton"))) < 1e-6
+
+
+def test_what_no_copy_brings_within_reach_is_refused():
+    from tvmatch.kernels.dual_attention.triton import unsupported
+
+    near, far = torch.empty(1, 16, 8, 64, device=DEVICE), torch.empty(1, 16, 2**21, 64, device="meta")
+    assert unsupported(near, near) is None
+    assert unsupported(near, far) == "a sample has 2147483648 numbers, and the fused kernel reaches 2147483647"
+
+
 def test_packed_projections_need_no_copy():
     packed = torch.randn(2, 2, 33, 3, 2, 16, device=DEVICE)
     x = [t for pair in packed for t in pair.permute(2, 0, 3, 1, 4).unbind(0)]

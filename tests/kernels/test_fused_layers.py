@@ -206,6 +206,41 @@ def test_chunks_of_many_samples_go_to_the_kernels(
     assert modulation.applies(torch.empty(batch, count * 4), count) == yes
 
 
+def test_weights_in_any_order_of_memory() -> None:
+    """Columns of a matrix, and one number for all, as torch.func.functional_call may give them."""
+    h, table = torch.randn(5, 16), torch.randn(16, 2)
+    for bias in (table[:, 0], torch.ones(1).expand(16)):
+        ours = [biased_gelu.biased_gelu(h, h, x) for x in (bias, bias.contiguous())]
+        assert all(torch.equal(a, b) for a, b in zip(*ours, strict=True))
+    qkv, columns = torch.randn(2, 9, 96), list(table.unbind(1))
+    for operator in (short_attention.attention_of_qkv, head_norm.dual_attention_of_qkv):
+        results = []
+        for weights in (columns, [x.contiguous() for x in columns]):
+            inputs = [x.clone().requires_grad_() for x in (qkv, qkv)]
+            outputs = operator(*inputs, *weights, 2, EPS)
+            results.append((*outputs, *torch.autograd.grad(sum(o.square().sum() for o in outputs), inputs)))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_the_tangent_of_a_gradient_is_refused() -> None:
+    """What a backward has saved has no tangent: forward mode over it would be wrong without a word."""
+    h, bias, qkv, weight = torch.randn(5, 16), torch.randn(16), torch.randn(2, 9, 96), torch.randn(16)
+    x, row = torch.randn(2, 4, 16), torch.randn(2, 1, 16)
+    calls = {
+        "gelu": (lambda x: biased_gelu.biased_gelu(x, None, bias)[0], h),
+        "attention": (lambda x: short_attention.attention_of_qkv(x, None, weight, weight, 2, EPS)[0], qkv),
+        "the norm of queries": (lambda x: head_norm.normalised_heads(x, weight, weight, 2, EPS)[0], qkv),
+        "the modulated norm": (lambda x: modulated_norm.add_norm_modulate((x, row, row), (), EPS, x.dtype)[1], x),
+    }
+    for name, (call, given) in calls.items():
+        leaf = given.clone().requires_grad_()
+        with torch.autograd.forward_ad.dual_level():
+            y = call(leaf)
+            factor = torch.autograd.forward_ad.make_dual(torch.randn_like(y), torch.randn_like(y))
+            with pytest.raises(RuntimeError, match=f"the tangent of a gradient of {name}"):
+                torch.autograd.grad((y * factor).sum(), leaf)
+
+
 def test_double_backward_raises() -> None:
     x, shift, scale = (torch.randn(s, requires_grad=True) for s in ((2, 4, 16), (2, 1, 16), (2, 1, 16)))
     _, h = modulated_norm.add_norm_modulate((x, shift, scale), (), EPS, torch.float32)

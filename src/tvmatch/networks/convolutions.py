@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from tvmatch.kernels.tangents import unpack
 from tvmatch.networks.layers import layer_norm
 
 EPS = 1e-5  # added to variances before their root is taken
@@ -18,7 +19,7 @@ class Conv(nn.Conv2d):
         super().__init__(channels, out_channels, size, padding=size // 2)
 
     def forward(self, input: Tensor) -> Tensor:
-        primal, tangent = forward_ad.unpack_dual(input)
+        primal, tangent = unpack(input)
         output = functional.conv2d(primal, self.weight, self.bias, padding=self.padding)
         if tangent is None:
             return output

@@ -60,9 +60,10 @@ def push_forward(
         raise TangentError(f"{where}: every tangent is None, so the derivative is zero; call it without tangents.")
     if forward_ad._current_level >= 0:
         raise TangentError(
-            f"{where}: a forward-mode dual level is already open. Levels do not nest: call the network plainly inside "
-            "your own dual_level or torch.func.jvp, or pass tangents= outside it. If a failed trace left the level "
-            "open, close it with tvmatch.networks.duals.close_dual_levels()."
+            f"{where}: a forward-mode dual level is already open. Levels do not nest, and all threads share them: call "
+            "the network plainly inside your own dual_level or torch.func.jvp, or pass tangents= outside it and in one "
+            "thread at a time. If a failed trace left the level open, close it with "
+            "tvmatch.networks.duals.close_dual_levels()."
         )
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         raise TangentError(f"{where}: torch.inference_mode switches forward mode off; use torch.no_grad instead.")

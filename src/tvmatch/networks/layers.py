@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tvmatch.kernels import biased_gelu, head_norm, linear_gelu, modulated_norm, modulation, short_attention
 from tvmatch.kernels.dual_attention import scaled_dot_product_attention
+from tvmatch.kernels.tangents import unpack
 from tvmatch.networks.pairs import gelu_pair, rms_norm_pair
 
 EPS = 1e-6  # added to mean squares before their root is taken
@@ -23,7 +24,7 @@ Norm = Literal["rms", "layer"]  # of tokens: RMSNorm (paper, section 5), or Laye
 
 def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension; unlike LayerNorm, Lipschitz away from zero."""
-    primal, tangent = forward_ad.unpack_dual(x)
+    primal, tangent = unpack(x)
     if tangent is None or torch._C._are_functorch_transforms_active():
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
     return forward_ad.make_dual(*rms_norm_pair(primal, tangent, eps))
@@ -44,7 +45,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation (arXiv 1606.08415)."""
-    primal, tangent = forward_ad.unpack_dual(x)
+    primal, tangent = unpack(x)
     if tangent is None or torch._C._are_functorch_transforms_active():
         return functional.gelu(x, approximate="tanh")
     return forward_ad.make_dual(*gelu_pair(primal, tangent))
@@ -75,7 +76,7 @@ class Linear(nn.Linear):
     copies: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        primal, tangent = forward_ad.unpack_dual(input)
+        primal, tangent = unpack(input)
         weight, bias, for_tangent = self.cast()
         output = functional.linear(primal.to(weight.dtype), weight, bias)
         if tangent is None:
@@ -145,7 +146,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
-        primal, tangent = forward_ad.unpack_dual(qkv)
+        primal, tangent = unpack(qkv)
         if not self.qk_norm or not head_norm.applies(primal, self.num_heads):
             return self.proj(self.attend(qkv))
         norm = (self.q_norm.weight, self.k_norm.weight, self.num_heads, self.q_norm.eps)
@@ -175,7 +176,7 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(hidden_size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        primal, tangent = forward_ad.unpack_dual(x)
+        primal, tangent = unpack(x)
         if tangent is None and linear_gelu.applies(primal, self.fc1.dtype):
             return self.fc2(linear_gelu.linear_gelu(primal.to(self.fc1.dtype), *self.fc1.cast()[:2]))
         if biased_gelu.applies(primal, self.fc1.dtype):
@@ -195,7 +196,7 @@ class Modulation(nn.Module):
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
         m = self.linear(functional.silu(c))
-        primal, tangent = forward_ad.unpack_dual(m)
+        primal, tangent = unpack(m)
         if self.normalised and modulation.applies(primal, self.chunks):
             results = modulation.normalised_chunks(primal, tangent, self.chunks, EPS)
             if tangent is None:
@@ -234,7 +235,7 @@ def add_norm_modulate(
     always computed plainly.
     """
     inputs = (x, shift, scale) if gate is None else (x, shift, scale, gate, update)
-    primals, tangents = zip(*(forward_ad.unpack_dual(part) for part in inputs), strict=True)
+    primals, tangents = zip(*(unpack(part) for part in inputs), strict=True)
     if norm != "rms" or not modulated_norm.applies(primals[0]):
         y = x if gate is None else add_gated(x, gate, update)
         h = modulate(NORMS[norm](y), shift, scale)

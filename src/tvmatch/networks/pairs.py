@@ -3,14 +3,15 @@
 PyTorch's forward-mode rules give the same numbers, but their backward keeps every intermediate of the tangent and, for
 GELU, makes a dozen temporaries of the widest tensors. These two functions are what keeps a JVP step at about twice the
 memory of a plain one (benchmarks/jvp_memory.py). Their backward is made of differentiable operations, so that
-derivatives of any order come out right. Under torch.compile the plain formulas are used, for the compiler
-fuses them and decides itself what to keep.
+derivatives of any order come out right, also of a backward inside of the dual level: there x gets its tangent back.
+Under torch.compile the plain formulas are used, for the compiler fuses them and decides itself what to keep.
 """
 
 import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
@@ -29,19 +30,35 @@ def gelu_curvature(x: Tensor) -> Tensor:
     return (1 - tanh.square()) * bend
 
 
+class _Level:
+    """The dual level that is open when it is made (or none), to be recognised later: levels have no names."""
+
+    def __init__(self) -> None:
+        is_open = forward_ad._current_level >= 0
+        self._mark = forward_ad.make_dual(torch.zeros(()), torch.zeros(())) if is_open else None
+
+    def dual(self, x: Tensor, tx: Tensor) -> Tensor:
+        """x with its tangent, for as long as the level is open; then x."""
+        # the end of a level takes the tangents of all its tensors away
+        is_open = self._mark is not None and forward_ad.unpack_dual(self._mark).tangent is not None
+        return forward_ad.make_dual(x, tx) if is_open else x
+
+
 class _GeluPair(torch.autograd.Function):
     """(x, tx) -> (g(x), g'(x) tx)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, x: Tensor, tx: Tensor, level: _Level) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, tx)
+        ctx.level = level
         return functional.gelu(x, approximate="tanh"), _gelu_slope(tx, x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor, None]:
         x, tx = ctx.saved_tensors
+        x = ctx.level.dual(x, tx)
         bend = gelu_curvature(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
-        return (_gelu_slope(gy, x) + gty * tx * bend).to(x.dtype), _gelu_slope(gty, x)
+        return (_gelu_slope(gy, x) + gty * tx * bend).to(x.dtype), _gelu_slope(gty, x), None
 
 
 def _gelu_slope(factor: Tensor, x: Tensor) -> Tensor:
@@ -59,21 +76,22 @@ class _RmsNormPair(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, x: Tensor, tx: Tensor, level: _Level, eps: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, tx)
-        ctx.eps = eps
+        ctx.level, ctx.eps = level, eps
         r, y, m = _rms_parts(x, tx, eps)
         return y, r * torch.addcmul(tx, y, m, value=-1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, gy: Tensor, gty: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, tx = ctx.saved_tensors
+        x = ctx.level.dual(x, tx)
         r, y, m = _rms_parts(x, tx, ctx.eps)  # computed again: a saved intermediate would be a constant to autograd
         q = (gty * y).mean(dim=-1, keepdim=True)
         p = (gty * tx).mean(dim=-1, keepdim=True)
         g = gy - (r * m) * gty - (r * q) * tx
         along = (g * y).mean(dim=-1, keepdim=True) + r * (p - m * q)
-        return r * torch.addcmul(g, y, along, value=-1), r * torch.addcmul(gty, y, q, value=-1), None
+        return r * torch.addcmul(g, y, along, value=-1), r * torch.addcmul(gty, y, q, value=-1), None, None
 
 
 def _rms_parts(x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,7 +105,7 @@ def gelu_pair(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
     """GELU of x and its derivative along tx; equal shapes."""
     if torch.compiler.is_compiling():
         return functional.gelu(x, approximate="tanh"), _gelu_slope(tx, x)
-    return _GeluPair.apply(x, tx)
+    return _GeluPair.apply(x, tx, _Level())
 
 
 def rms_norm_pair(x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -95,4 +113,4 @@ def rms_norm_pair(x: Tensor, tx: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         r, y, m = _rms_parts(x, tx, eps)
         return y, r * torch.addcmul(tx, y, m, value=-1)
-    return _RmsNormPair.apply(x, tx, eps)
+    return _RmsNormPair.apply(x, tx, _Level(), eps)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton
+from tvmatch.kernels.tangents import refuse_tangents
 
 # Of a tile, 16 numbers a thread; in the backward a program takes so many tiles, the next two on their way while one is
 # computed. Measured on an H200 (benchmarks/fused_layers.py).
@@ -36,6 +37,7 @@ class _BiasedGelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_tangents(gradients, "gelu")
         h, th, bias = ctx.saved_tensors
         gh, *gth, sums = torch.ops.tvmatch.biased_gelu_backward(h, th, bias, list(gradients))
         return gh, gth[0] if gth else None, sums.sum(dim=0).to(bias.dtype)
@@ -50,7 +52,7 @@ def _forward(h: Tensor, th: Tensor | None, bias: Tensor) -> list[Tensor]:
     rows = h.numel() // size
     with torch.cuda.device_of(h):
         biased_gelu_forward_kernel[(-(-rows // ROWS), -(-size // COLUMNS))](
-            h, h if th is None else th.contiguous(), bias, outputs[0], outputs[-1], rows,
+            h, h if th is None else th.contiguous(), bias.contiguous(), outputs[0], outputs[-1], rows,
             SIZE=size, ROWS=ROWS, COLUMNS=COLUMNS, PAIR=th is not None, num_warps=WARPS,
         )  # fmt: skip
     return outputs
@@ -70,7 +72,7 @@ def _backward(h: Tensor, th: Tensor | None, bias: Tensor, gradients: list[Tensor
     rows = h.numel() // size
     with torch.cuda.device_of(h):
         biased_gelu_backward_kernel[(len(outputs[-1]), -(-size // COLUMNS))](
-            h, h if th is None else th.contiguous(), bias, gradients[0], gradients[-1],
+            h, h if th is None else th.contiguous(), bias.contiguous(), gradients[0], gradients[-1],
             outputs[0], outputs[-2], outputs[-1], rows,
             SIZE=size, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES, STAGES=STAGES, PAIR=th is not None, num_warps=WARPS,
         )  # fmt: skip

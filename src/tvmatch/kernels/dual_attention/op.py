@@ -7,6 +7,8 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 
+from tvmatch.kernels.tangents import unpack
+
 from .checks import check_inputs, check_length_values
 from .operator import forward_op
 
@@ -98,12 +100,14 @@ def scaled_dot_product_attention(
             `kv_lengths` also what `dual_attention` refuses.
     """
     causal = causal or is_causal
-    (q, tq), (k, tk), (v, tv) = (fwAD.unpack_dual(x) for x in (q, k, v))
+    (q, tq), (k, tk), (v, tv) = (unpack(x) for x in (q, k, v))
     if not torch.compiler.is_compiling():
         # PyTorch's forward-mode rules mark some tangents as known zeros; their work can be skipped.
         tq, tk, tv = (None if t is not None and t._is_zerotensor() else t for t in (tq, tk, tv))
     _check_backend(backend)
     dual = tq is not None or tk is not None or tv is not None
+    if attn_mask is not None and not dual and unpack(attn_mask)[1] is not None:
+        _refuse_mask_and_dropout(attn_mask, dropout_p, "a mask that is dual itself")
     if not dual and kv_lengths is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask, dropout_p, is_causal=causal, scale=scale, enable_gqa=enable_gqa
@@ -112,6 +116,7 @@ def scaled_dot_product_attention(
     if enable_gqa:
         k, v, tk, tv = (_all_heads(x, q) for x in (k, v, tk, tv))
     if dual:
+        q, k, v, tq, tk, tv = (_with_unit_stride(x) for x in (q, k, v, tq, tk, tv))
         o, to = dual_attention(q, k, v, tq, tk, tv, scale=scale, causal=causal, kv_lengths=kv_lengths, backend=backend)
         return fwAD.make_dual(o, to)
     q, k, v = _autocast(q, k, v)
@@ -131,8 +136,8 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def _plain_with_lengths(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float | None, causal: bool) -> Tensor:
     """PyTorch's attention to the first `lengths` [B] keys; what lies behind them may hold anything. A length that
     cannot be is an error where it can be read, and NaN where not, as in `dual_attention`."""
-    free_to_read = q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if free_to_read and not torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+    traced = torch.compiler.is_compiling() or type(lengths) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
+    if q.device.type == "cpu" and not traced and not torch._C._functorch.is_functorch_wrapped_tensor(lengths):
         check_length_values(lengths, k.shape[2])
     visible = torch.arange(k.shape[2], device=q.device) < lengths[:, None]
     k, v = (x.masked_fill(~visible[:, None, :, None], 0) for x in (k, v))
@@ -151,6 +156,11 @@ def _refuse_mask_and_dropout(attn_mask: Tensor | None, dropout_p: float, where: 
         )
     if dropout_p != 0:
         raise ValueError(f"dropout_p is {dropout_p}; with {where} it must be 0, drop what attention returns instead")
+
+
+def _with_unit_stride(x: Tensor | None) -> Tensor | None:
+    """A copy of what has heads or tokens innermost in memory: PyTorch's attention takes that too."""
+    return x if x is None or x.dim() != 4 or x.shape[3] <= 1 or x.stride(3) == 1 else x.contiguous()
 
 
 def _all_heads(x: Tensor | None, q: Tensor) -> Tensor | None:

@@ -39,7 +39,7 @@ forward_op = torch.ops.tvmatch.dual_attention.default
 backward_op = torch.ops.tvmatch.dual_attention_backward.default
 
 
-def _kernel(backend: str, q: Tensor) -> ModuleType | None:
+def _kernel(backend: str, q: Tensor, k: Tensor) -> ModuleType | None:
     """The one place that chooses: the module of the fused kernel, or None for the reference."""
     if backend == "reference" or (backend == "auto" and not q.is_cuda):
         return None
@@ -49,7 +49,7 @@ def _kernel(backend: str, q: Tensor) -> ModuleType | None:
         if backend == "auto":
             return None
         raise ValueError("backend is 'triton', but triton cannot be imported: pip install triton") from error
-    reason = fused.unsupported(q)
+    reason = fused.unsupported(q, k)
     if reason is None:
         return fused
     if backend == "auto":
@@ -71,14 +71,14 @@ def _own_arithmetic(q: Tensor) -> AbstractContextManager:
 def _forward(q, k, v, tq, tk, tv, kv_lengths, scale, causal, backend, keep_rest=False):
     if q.device.type == "cpu":
         check_length_values(kv_lengths, k.shape[2])
-    fused = _kernel(backend, q)
+    fused = _kernel(backend, q, k)
     run = reference.dual_attention_forward if fused is None else fused.forward
     with _own_arithmetic(q), torch.cuda.device_of(q):
         return run(q, k, v, tq, tk, tv, kv_lengths, scale, causal, keep_rest)
 
 
 def _backward(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, rest, do, dto, scale, causal, backend):
-    fused = _kernel(backend, q)
+    fused = _kernel(backend, q, k)
     run = reference.dual_attention_backward if fused is None else fused.backward
     with _own_arithmetic(q), torch.cuda.device_of(q):
         return _present(run(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, rest, do, dto, scale, causal))

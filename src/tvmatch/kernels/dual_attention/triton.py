@@ -22,6 +22,7 @@ from .triton_forward import forward_kernel
 from .triton_keys import keys_kernel
 from .triton_queries import queries_kernel
 
+REACH = 2**31 - 1  # elements from a head's first: offsets within one have 32 bits
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -73,7 +74,7 @@ def split_head(D: int) -> tuple[int, int]:
     return first, 0 if rest == 0 else max(16, triton.next_power_of_2(rest))
 
 
-def unsupported(q: Tensor) -> str | None:
+def unsupported(q: Tensor, k: Tensor) -> str | None:
     """Why the fused kernel cannot take this problem, or None if it can."""
     if not (q.is_cuda or INTERPRETED):
         return f"q is on {q.device}, and the fused kernel needs a CUDA device (or TRITON_INTERPRET=1)"
@@ -84,7 +85,16 @@ def unsupported(q: Tensor) -> str | None:
     D = q.shape[3]
     if D % 8 or not 16 <= D <= 256:
         return f"the head size is {D}, and the fused kernel takes multiples of 8 from 16 to 256"
+    largest = max(x[0].numel() for x in (q, k))
+    if largest > REACH:
+        return f"a sample has {largest} numbers, and the fused kernel reaches {REACH}"
     return None
+
+
+def _reachable(x: Tensor | None) -> Tensor | None:
+    """A copy of what lies too far apart in memory, as a view of a very long packed projection can."""
+    far = x is not None and (x.shape[2] - 1) * x.stride(2) + x.shape[3] > REACH
+    return x.contiguous() if far else x
 
 
 def _precision(q: Tensor) -> str:
@@ -148,6 +158,8 @@ def forward(
     kv_lengths: Tensor | None, scale: float, causal: bool, keep_rest: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, to, logsumexp, mu, rest: the same contract as `reference.dual_attention_forward`."""
+    q, k, v, tq, tk, tv = (_reachable(x) for x in (q, k, v, tq, tk, tv))
+    kv_lengths = None if kv_lengths is None else kv_lengths.contiguous()  # of it a kernel knows no stride
     if hopper.takes((q, k, v, tq, tk, tv), kv_lengths, causal):
         return hopper.forward(q, k, v, tq, tk, tv, scale, keep_rest)
     B, H, n_q, D = q.shape
@@ -187,6 +199,9 @@ def backward(
     dto: Tensor, scale: float, causal: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv: the same contract as `reference.dual_attention_backward`."""
+    q, k, v, tq, tk, tv, do, dto = (_reachable(x) for x in (q, k, v, tq, tk, tv, do, dto))
+    kv_lengths = None if kv_lengths is None else kv_lengths.contiguous()  # of these a kernel knows no stride, and a
+    lse, mu, rest = (x.contiguous() for x in (lse, mu, rest))  # vmap gives views with one of 0
     if hopper.takes((q, k, v, tq, tk, tv, o, to, do, dto), kv_lengths, causal):
         return hopper.backward(q, k, v, tq, tk, tv, o, to, lse, mu, rest, do, dto, scale)
     B, H, n_q, D = q.shape

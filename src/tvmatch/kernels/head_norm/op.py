@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx
 import tvmatch.kernels.dual_attention  # noqa: F401  (defines the attention operators)
 from tvmatch.kernels.elementwise import define_operators, launches_triton
 from tvmatch.kernels.projection import head_size, like_projections, sums_of_programs
+from tvmatch.kernels.tangents import refuse_tangents
 
 TILE_ELEMENTS, BACKWARD_TILES = 2048, 4  # measured on an H200 (benchmarks/fused_layers.py)
 MAX_SIZE = 512
@@ -49,6 +50,7 @@ class _NormalisedHeads(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_tangents(gradients, "the norm of queries and keys")
         qkv, *weights = ctx.saved_tensors
         gqkv, sums = torch.ops.tvmatch.head_norm_backward(qkv, None, weights, list(gradients), ctx.heads, ctx.eps)
         return gqkv, *sums.sum(dim=0).unbind(), None, None
@@ -69,6 +71,7 @@ class _DualAttentionOfQkv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, do: Tensor, dto: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_tangents((do, dto), "attention")
         qkv, tqkv, q_weight, k_weight, *results = ctx.saved_tensors
         gqkv, gtqkv, sums = torch.ops.tvmatch.qkv_attention_backward(
             qkv, tqkv, [q_weight, k_weight], results, [do, dto], ctx.heads, ctx.eps
@@ -105,7 +108,7 @@ def _forward(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int
     block, rows_of_tile, rows = _tile(qkv, heads, size)
     with torch.cuda.device_of(qkv):
         forward_kernel[(-(-rows // rows_of_tile),)](
-            qkv, tqkv.contiguous() if pair else qkv, *weights,
+            qkv, tqkv.contiguous() if pair else qkv, *(weight.contiguous() for weight in weights),
             *primal, *tangent, rows, eps,
             HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, PAIR=pair, num_warps=WARPS,
         )  # fmt: skip
@@ -131,7 +134,7 @@ def _backward(
     six = gradients if pair else gradients * 2
     with torch.cuda.device_of(qkv):
         backward_kernel[(outputs[-1].shape[0],)](
-            qkv, tqkv.contiguous() if pair else qkv, *weights, *six,
+            qkv, tqkv.contiguous() if pair else qkv, *(weight.contiguous() for weight in weights), *six,
             outputs[0], outputs[1] if pair else outputs[0], outputs[-1],
             *(g.stride(axis) for g in six for axis in (0, 1, 2)), rows, qkv.shape[1], eps,
             HEADS=heads, SIZE=size, BLOCK=block, ROWS=rows_of_tile, TILES=BACKWARD_TILES, STAGES=STAGES,

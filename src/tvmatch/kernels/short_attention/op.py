@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton
 from tvmatch.kernels.projection import head_size, like_projections, sums_of_programs
+from tvmatch.kernels.tangents import refuse_tangents
 
 MAX_TOKENS = MAX_SIZE = 64  # of a tile: four of its size are held in registers at once
 WARPS = 4
@@ -57,6 +58,7 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_tangents(gradients, "attention")
         qkv, tqkv, *weights = ctx.saved_tensors
         *streams, sums = torch.ops.tvmatch.short_attention_backward(
             qkv, tqkv, weights, list(gradients), ctx.heads, ctx.eps
@@ -86,7 +88,7 @@ def _forward(qkv: Tensor, tqkv: Tensor | None, weights: list[Tensor], heads: int
         short_forward_kernel[(qkv.shape[0] * heads,)](
             qkv,
             tangent,
-            *weights,
+            *(weight.contiguous() for weight in weights),
             outputs[0],
             outputs[-1],
             *numbers,
@@ -114,7 +116,8 @@ def _backward(
     numbers, constants = _launched(qkv, heads, eps)
     with torch.cuda.device_of(qkv):
         short_backward_kernel[(qkv.shape[0] * heads,)](
-            qkv, tangent, *weights, gradients[0], gradients[-1], outputs[0], outputs[-2], outputs[-1],
+            qkv, tangent, *(weight.contiguous() for weight in weights), gradients[0], gradients[-1],
+            outputs[0], outputs[-2], outputs[-1],
             *numbers, PAIR=tqkv is not None, **constants, **options,
         )  # fmt: skip
     return outputs
