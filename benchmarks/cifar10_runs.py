@@ -97,13 +97,13 @@ def read_run(folder: Path) -> Run:
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     objective = OBJECTIVES.get(match["method"], match["method"].replace("_", "-"))
-    time = re.match(r"trained: (\d+) s of wall time, (\d+) minutes were given", (folder / "time.txt").read_text())
+    time = re.match(r"trained: (\d+) s of wall time, ([\d.]+) minutes were given", (folder / "time.txt").read_text())
     if time is None:
         raise ValueError(f"{folder}/time.txt should say how long the run trained, as the recipe writes it.")
     for what, said, held in (
         ("seed", int(match["seed"]), config["seed"]),
         ("objective", objective, config["objective"]),
-        ("seconds", int(match["seconds"]), 60 * int(time[2])),
+        ("seconds", int(match["seconds"]), round(60 * float(time[2]))),
     ):
         if said != held:
             raise ValueError(f"{folder} holds another {what}: {held}, where its name says {said}.")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What `runs/cifar10_1gpu.sh` writes down of a run, and reads from it. Plain Python, which starts in no time.
+"""What `runs/cifar10_1gpu.sh` writes down of a run, and reads from it; the means of `cifar10_seeds.py`. Plain Python,
+which starts in no time.
 
 cifar10_records.py settings OUT MINUTES NAME=VALUE ...   write OUT/settings, or end with 2 if they are others there
 cifar10_records.py best FOLDER                           average and w of the least Frechet distance in ema_*.json
@@ -7,8 +8,10 @@ cifar10_records.py metrics FILE                          its whole lines, withou
 """
 
 import json
+import re
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 DEFAULTS = {"OPTIMIZER": "adamw"}  # what a folder has that is older than the choice
 
@@ -63,6 +66,25 @@ def plain_metrics(path: Path) -> list[str]:
     lines = path.read_text().splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [json.dumps({k: v for k, v in row.items() if not isinstance(v, dict | list)}) for row in rows]
+
+
+def table_of_means(results: Path) -> str:
+    """Frechet distances of every run, and their means over the seeds of what is otherwise the same."""
+    found: dict[tuple, dict[str, float]] = {}  # of each method, network, average, w, samples and calls: of each seed
+    for path in sorted(results.glob("*_seed*/evaluation*.json")):
+        evaluation = json.loads(path.read_text())
+        method, seed = path.parent.name.rsplit("_seed", 1)
+        network = re.search(r"^network: (.*)", (path.parent / "config.yaml").read_text(), re.MULTILINE)
+        of = (method, network[1] if network else "", evaluation["checkpoint"]["ema"])
+        for row in evaluation["rows"]:
+            found.setdefault((*of, row["w"], evaluation["samples"], row["nfe"]), {})[seed] = row["frechet"]
+    lines = ["| runs | average, w | samples | calls | Frechet distance of each seed | mean |", "|" + "---|" * 6]
+    for (method, network, ema, w, samples, calls), seeds in sorted(found.items()):
+        values = list(seeds.values())
+        average = f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+        cells = [f"{method}, {network}, seeds {', '.join(seeds)}", f"{ema:g}, {w:g}", f"{samples:,}", str(calls)]
+        lines.append(f"| {' | '.join([*cells, ' / '.join(f'{value:.2f}' for value in values), average])} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

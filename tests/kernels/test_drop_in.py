@@ -100,7 +100,7 @@ def test_what_has_no_derivative_here_is_refused():
 
 def test_a_mask_with_a_tangent_is_refused():
     mask = torch.zeros(7, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match="attn_mask .* with a mask that is dual itself"):
+    with pytest.raises(ValueError, match=r"attn_mask .* with a mask that is dual itself"):
         torch.func.jvp(lambda m: scaled_dot_product_attention(*PRIMALS, m), (mask,), (torch.ones_like(mask),))
 
 
