@@ -14,10 +14,11 @@ from tests.metrics.test_evaluation import ALONE, PLAN, measure, network_of
 from tests.metrics.test_evaluation import run as run  # the fixture
 from tests.training.support import tiny_network
 from tvmatch.data.arrays import npz_source, source_from_arrays
+from tvmatch.metrics import evaluation
 from tvmatch.metrics.evaluation import evaluate
 from tvmatch.metrics.features import FeatureNetwork, Preprocessing
 from tvmatch.metrics.remarks import class_counts, class_remark
-from tvmatch.metrics.statistics import KEY, gather_statistics, made_by
+from tvmatch.metrics.statistics import KEY, check_replaceable, gather_statistics, made_by
 from tvmatch.training.trained import load_run
 
 ONE = dataclasses.replace(PLAN, calls=(1,), seeds=(0,))
@@ -48,6 +49,38 @@ def test_what_a_reader_must_know_is_said_and_kept(run: Path, tmp_path: Path) -> 
     network = FeatureNetwork(run.parent / "small.pt", Preprocessing(), network_of(run).device)
     evaluate(run, load_run(run), network, ONE, tmp_path / "z.json", ALONE, said.append)
     assert said[-1].startswith("small.pt is not the Inception network")
+    given = dataclasses.replace(ONE, statistics=tmp_path / "z" / "statistics.safetensors")
+    evaluate(run, load_run(run), network, given, tmp_path / "given.json", ALONE)
+    (remark,) = json.loads((tmp_path / "given.json").read_text())["remarks"]
+    assert remark.startswith("small.pt is not the Inception network")
+
+
+def test_what_is_said_of_calls_is_of_all_rows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when fewer calls are added to an evaluation that has more."""
+    monkeypatch.setattr(evaluation, "untaught", lambda objective, method, calls: "not taught" if calls > 1 else None)
+    for calls in ((2,), (1,)):
+        measure(run, tmp_path / "x.json", dataclasses.replace(ONE, calls=calls))
+        assert json.loads((tmp_path / "x.json").read_text())["remarks"] == ["not taught"]
+
+
+def test_made_statistics_stay_when_the_file_of_the_network_is_renamed(run: Path, tmp_path: Path) -> None:
+    measure(run, tmp_path / "x.json", ONE)
+    made = (tmp_path / "x" / "statistics.safetensors").stat().st_mtime_ns
+    network = network_of(run)
+    renamed = tmp_path / "renamed.pt"
+    renamed.write_bytes(network.path.read_bytes())
+    again = FeatureNetwork(renamed, network.preprocessing, network.device)
+    evaluate(run, load_run(run), again, dataclasses.replace(ONE, calls=(1, 2)), tmp_path / "x.json", ALONE)
+    assert (tmp_path / "x" / "statistics.safetensors").stat().st_mtime_ns == made
+
+
+def test_statistics_are_not_replaced_by_fewer(run: Path, tmp_path: Path) -> None:
+    source, network, path = npz_source(run.parent / "data.npz"), network_of(run), tmp_path / "s.safetensors"
+    gather_statistics(source, "data", network, path, 20, ALONE)
+    check_replaceable(path, source, "data", network, 40, 30)
+    for pictures, keep in ((40, 19), (30, 20), (19, 40)):
+        with pytest.raises(ValueError, match="is of 40 pictures and keeps the features of 20, and this would be of"):
+            check_replaceable(path, source, "data", network, pictures, keep)
 
 
 def test_a_part_of_the_pictures_is_said_to_be_one(run: Path, tmp_path: Path) -> None:

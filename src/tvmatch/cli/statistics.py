@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from tvmatch.cli.options import check_out, check_place, parse
+from tvmatch.cli.options import check_out, check_place, parse, warn
 
 DESCRIPTION = """Statistics of a data set in the features of a network, which `tvmatch evaluate` compares samples with.
 
@@ -43,6 +43,7 @@ def command(arguments: list[str]) -> int:
     options = parse(StatisticsOptions, "statistics", DESCRIPTION, arguments)
     from tvmatch.data.opening import open_source
     from tvmatch.metrics.features import FeatureNetwork, Preprocessing
+    from tvmatch.metrics.remarks import assumed_remark
     from tvmatch.metrics.statistics import check_replaceable, gather_statistics
     from tvmatch.training.ranks import join_ranks
 
@@ -55,12 +56,14 @@ def command(arguments: list[str]) -> int:
         network = FeatureNetwork(options.features, preprocessing, ranks.device)
         source = open_source(options.source, options.image_size, options.strict)
         try:
-            ranks.on_main(lambda: check_replaceable(options.out, source, options.source, network))
+            counts = len(source) if options.first is None else options.first, options.keep
+            ranks.on_main(lambda: check_replaceable(options.out, source, options.source, network, *counts))
             gather_statistics(
                 source, options.source, network, options.out, options.keep, ranks, options.batch_size, options.first
             )
         finally:
             source.close()
     if ranks.main:
+        warn("statistics", assumed_remark(network))
         print(options.out)
     return 0

