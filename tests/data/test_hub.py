@@ -212,6 +212,62 @@ def test_tables_of_one_split_and_of_none_are_taken_together(folder):
     assert len(open_source(str(folder), 16)) == 18
 
 
+def labelled(folder, name, names, labels=(0, 1)) -> None:
+    """A parquet file of two pictures with these class names; None: whole numbers without names."""
+    kind = datasets.Value("int32") if names is None else datasets.ClassLabel(names=names)
+    pictures = [Image.fromarray(image) for image in crops(2, 16)[0]]
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    datasets.Dataset.from_dict({"image": pictures, "label": list(labels)}, features=features).to_parquet(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            ["cat", "dog"],
+            ["bus", "car"],
+            r"2 classes, 0 'cat', 1 'dog' in 'a\.parquet', and 2 classes, 0 'bus', 1 'car'",
+        ),
+        (["cat", "dog"], ["dog", "cat"], r"and 2 classes, 0 'dog', 1 'cat' in 'b\.parquet'\. Give all files the same"),
+        (
+            ["ant", "cat", "dog"],
+            ["ant", "cat", "eel"],
+            r"3 classes, 2 'dog' in 'a\.parquet', and 3 classes, 2 'eel' in",
+        ),
+        (["cat", "dog"], ["cat", "dog", "eel"], r"and 3 classes, 0 'cat', 1 'dog', 2 'eel' in"),
+        (["cat", "dog"], None, r"2 classes, 0 'cat', 1 'dog' in 'a\.parquet', and whole numbers in 'b\.parquet'"),
+        (None, ["cat", "dog"], r"whole numbers in 'a\.parquet', and 2 classes, 0 'cat', 1 'dog' in 'b\.parquet'"),
+    ],
+)
+def test_files_whose_labels_mean_different_things_are_not_merged(folder, first, second, message):
+    labelled(folder, "a.parquet", first)
+    labelled(folder, "b.parquet", second)
+    for spec in (f"{folder}", f"{folder}?label=label", f"hf:{folder}"):
+        with pytest.raises(DataError, match=message):
+            open_source(spec, 16)
+    assert open_source(f"{folder}?label=", 16).num_classes == 0  # the remedy
+
+
+def test_a_file_without_the_label_of_the_others_is_refused(folder):
+    labelled(folder, "a.parquet", ["cat", "dog"])
+    plain(folder, "b.parquet")
+    with pytest.raises(DataError, match=r"'label' holds 2 classes.*in 'a\.parquet', and nothing in 'b\.parquet'"):
+        open_source(str(folder), 16)
+
+
+def test_splits_of_which_only_one_is_opened_may_differ(folder):
+    labelled(folder, "train.parquet", ["cat", "dog"])
+    labelled(folder, "test.parquet", None)
+    assert open_source(f"hf:{folder}?split=train", 16).class_names == ("cat", "dog")
+
+
+def test_files_with_the_same_labels_are_taken_together(folder):
+    for name in ("a.parquet", "b.parquet"):
+        labelled(folder, name, None, (0, 2))
+    plain(folder, "c.parquet", label=[0, 1, 1, 0])  # int64: the width of a number changes nothing
+    assert open_source(str(folder), 16).labels.tolist() == [0, 2, 0, 2, 0, 1, 1, 0]
+
+
 def test_a_table_beside_pictures_does_not_take_their_place(folder):
     picture = Image.fromarray(crops(1, 16)[0][0])
     (folder / "temple").mkdir()

@@ -66,7 +66,14 @@ def hub_records(name: str) -> TableRecords:
         raise DataError(f"hf:{name}?{query}: write hf:NAME?split=train&image=COLUMN; {KEYS} can be given.")
     split = options.get("split", "train")
     try:
+        if Path(name).is_dir():
+            found = datasets.load_dataset_builder(name, options.get("config")).config.data_files or {}
+            files = [Path(file) for key in found if str(key) in re.findall(r"\w+", split) for file in found[key]]
+            parquet = [file for file in files if file.suffix == ".parquet"]
+            _check_same_classes(parquet, f"hf:{name}", options.get("label"))
         table = datasets.load_dataset(name, options.get("config"), split=split)
+    except DataError:
+        raise
     except Exception as error:  # the library answers with many kinds
         raise DataError(
             f"hf:{name}, split {split!r}, cannot be loaded: {' '.join(str(error).split())[:300]}"
@@ -90,10 +97,50 @@ def table_records(files: Sequence[Path], origin: str, query: str = "") -> TableR
         if kind == "arrow":
             table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
         else:
+            _check_same_classes(files, origin, options.get("label"))
             table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{origin}: not readable as {kind}: {' '.join(str(error).split())[:300]}") from error
     return _records(table, origin, options.get("image"), options.get("label"))
+
+
+def _check_same_classes(files: Sequence[Path], origin: str, label: str | None) -> None:
+    """Raise `DataError` for parquet files whose labels differ in meaning: the library reads the numbers of all with the
+    class names of the first. (It refuses such arrow files itself.)"""
+    if label == "" or len(files) < 2:
+        return
+    datasets = _datasets()
+    from pyarrow.parquet import read_schema
+
+    features = [datasets.Features.from_arrow_schema(read_schema(file)) for file in files]
+    columns = [label]
+    if label is None:
+        classes = (name for each in features for name in each if isinstance(each[name], datasets.ClassLabel))
+        columns = list(dict.fromkeys(classes)) or ["label"]
+    for column in columns:
+        first = _meaning(features[0].get(column))
+        for file, each in zip(files[1:], features[1:], strict=True):
+            other = _meaning(each.get(column))
+            if other == first:
+                continue
+            differ = next((n for n, pair in enumerate(zip(first, other, strict=False)) if n and len(set(pair)) > 1), 1)
+            told = [", ".join((meaning[0], *meaning[differ : differ + 3])) for meaning in (first, other)]
+            raise DataError(
+                f"{origin}: the labels of its files differ in meaning: column {column!r} holds {told[0]} in "
+                f"{files[0].name!r}, and {told[1]} in {file.name!r}. Give all files the same class names in the same "
+                f"order, or train without classes with {origin}?label="
+            )
+
+
+def _meaning(feature: Any) -> tuple[str, ...]:
+    """What the values of a label column stand for: its number of classes and the name of each, or else its type."""
+    if hasattr(feature, "names"):
+        return f"{len(feature.names)} classes", *(f"{number} {name!r}" for number, name in enumerate(feature.names))
+    if feature is None:
+        return ("nothing",)
+    return ("whole numbers",) if INTEGERS.fullmatch(_type(feature)) else (_type(feature),)
 
 
 def _records(table: Any, origin: str, image: str | None, label: str | None) -> TableRecords:
