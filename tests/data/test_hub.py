@@ -55,6 +55,27 @@ def test_arrow_files_as_the_library_saves_them(tmp_path):
     check(open_source(str(tmp_path / "saved"), 16))
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_the_library_leaves_beside_its_files_is_no_data(folder, listed):
+    table().save_to_disk(folder)
+    saved = datasets.load_from_disk(folder)
+    saved.map(lambda row: {"kind": row["kind"]})
+    saved.filter(lambda row: row["kind"] == 1)
+    assert len(list(folder.glob("cache-*.arrow"))) == 2  # else this tests nothing
+    (folder / "tmp0.arrow").touch()
+    if not listed:
+        (folder / "state.json").write_text("{}")  # of another program
+    check(open_source(str(folder), 16))
+
+
+def test_a_saved_file_that_is_gone_is_missed(folder):
+    table().save_to_disk(folder, num_shards=2)
+    check(open_source(str(folder), 16))
+    (folder / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"not readable as arrow.*data-00001-of-00002\.arrow"):
+        open_source(str(folder), 16)
+
+
 def test_a_data_set_by_its_name(folder):
     table().to_parquet(folder / "train.parquet")
     check(open_source(f"hf:{folder}", 16))

@@ -1,6 +1,7 @@
 """The one place that turns the name of a data set, or a path, into a source."""
 
 import difflib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -217,7 +218,21 @@ def _table_files(folder: Path) -> list[Path]:
 
 
 def _tables(place: Path, suffix: str) -> list[Path]:
-    return sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith("."))
+    """The tables of one kind in a folder, without what the `datasets` library leaves beside its arrow files: results of
+    `map` and indices of `filter`, which repeat the pictures."""
+    if suffix == "arrow" and (saved := _saved_tables(place)):
+        return saved
+    passing = (".", "cache-", "tmp") if suffix == "arrow" else "."
+    return sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith(passing))
+
+
+def _saved_tables(place: Path) -> list[Path]:
+    """The arrow files that `save_to_disk` of the `datasets` library wrote, as its `state.json` lists them."""
+    try:
+        state = json.loads((place / "state.json").read_text("utf-8"))
+        return [place / entry["filename"] for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another program
+        return []
 
 
 def _unknown(spec: str, path: Path) -> str:
