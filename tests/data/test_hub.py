@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.data.support import crops
 from tvmatch.data import DataError, open_source
+from tvmatch.data.hub import table_records
 from tvmatch.data.opening import open_pictures
 
 
@@ -122,6 +123,35 @@ def test_paths_in_a_table_are_not_followed(tmp_path):
     source = open_source(str(tmp_path / "rows.parquet"), 16)
     assert source.batch(np.array([0, 1]))[:, 0, 0].tolist() == [[0, 0, 255]] * 2  # the other stands in
     assert "not followed" in dict(source.skipped)["row 0"]
+
+
+def test_a_row_exchanged_for_one_of_another_length_is_other_data(folder):
+    images, _ = crops(200, 8)
+    prints = []
+    for colour in (None, "red"):  # the bytes of row 1 are not among those sampled for the fingerprint
+        pictures = [Image.fromarray(image) for image in images]
+        if colour is not None:
+            pictures[1] = Image.new("RGB", (8, 8), colour)
+        file = folder / f"{colour}.parquet"
+        datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()})).to_parquet(file)
+        prints.append(open_source(str(file), 8).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_lengths_of_pictures_come_from_the_table(folder, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr("tvmatch.data.hub.ROWS", 2)
+    rows = [{"bytes": bytes(n)} for n in (5, 0, 70)] + [{"bytes": None}, None, {"bytes": b"12"}]
+    for name, kind, lengths in (
+        ("small", pyarrow.binary(), [5, 0, 70, -1, -1, 2]),
+        ("large", pyarrow.large_binary(), [5, 0, 70, -1, -1, 2]),
+        ("lists", pyarrow.list_(pyarrow.uint8()), [0] * 6),
+    ):
+        column = pyarrow.array(rows, pyarrow.struct({"bytes": kind}))
+        pyarrow.parquet.write_table(pyarrow.table({"image": column}), folder / f"{name}.parquet")
+        assert table_records([folder / f"{name}.parquet"], name).sizes().tolist() == lengths
 
 
 def test_a_damaged_table_is_refused(tmp_path):
