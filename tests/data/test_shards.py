@@ -185,3 +185,16 @@ def test_a_shard_beside_class_folders_does_not_take_their_place(tmp_path):
     with pytest.raises(DataError, match=r"holds both 'backup\.tar' and '(china|flower)/.*png'.*give '.*backup\.tar'"):
         open_source(str(root), 16)
     assert len(open_source(str(root / "backup.tar"), 16)) == 1
+
+
+def test_shards_of_several_splits_are_not_mixed(tmp_path):
+    for number, name in enumerate(["train-000", "train-001", "test-000"]):
+        write_tar(tmp_path / f"{name}.tar", {f"{number}.png": png(crops(3, 16)[0][number])})
+    with pytest.raises(DataError, match=r"shards are of several splits: 'test-000\.tar' \(test\), 'train-000\.tar'"):
+        open_source(str(tmp_path), 16)
+    with pytest.raises(DataError, match=r"one with a pattern, such as .*/train-\{000\.\.099\}\.tar, or give one f"):
+        open_source(str(tmp_path), 16)
+    assert len(open_source(str(tmp_path / "train-{000..001}.tar"), 16)) == 2  # the remedies
+    assert len(open_source(str(tmp_path / "test-000.tar"), 16)) == 1
+    (tmp_path / "test-000.tar").rename(tmp_path / "part.tar")
+    assert len(open_source(str(tmp_path), 16)) == 3

@@ -2,12 +2,12 @@
 
 import difflib
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmatch.data.decoding import SUFFIXES, Crop
 from tvmatch.data.source import DataError, PictureReader, Source, check_image_size
+from tvmatch.data.splits import check_one_split
 
 if TYPE_CHECKING:
     from tvmatch.data.hub import TableRecords
@@ -16,11 +16,6 @@ CHOICES = (
     "Give `digits`, an .npz file, a folder of pictures, a folder of latents (`tvmatch encode`), .tar shards, .parquet "
     "or .arrow files, or `hf:NAME` for a data set of the Hugging Face hub."
 )
-SPLITS = {  # words in the names of files, as the `datasets` library reads them
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 IN_MEMORY = 2**30  # bytes of decoded pictures up to which a folder is decoded once and kept
 
 
@@ -96,6 +91,7 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
     elif _tar_pattern(spec) or (path.is_file() and path.suffix == ".tar") or (path.is_dir() and _tar_files(path)):
         from tvmatch.data.shards import shard_records
 
+        check_one_split(path, _tar_files(path))  # of a folder; a pattern or a file names its own
         records = shard_records(spec if _tar_pattern(spec) else path)
     elif _is_table(path):
         records = _local_table(path, query)
@@ -129,7 +125,7 @@ def _local_table(path: Path, query: str) -> "TableRecords":
     files = [path]
     if path.is_dir():
         files = _table_files(path)
-        _check_one_split(path, files)
+        check_one_split(path, files)
     return table_records(files, str(path), query)
 
 
@@ -173,27 +169,6 @@ def _picture_within(folder: Path) -> Path | None:
             if entry.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts):
                 return entry
     return None
-
-
-def _check_one_split(folder: Path, files: list[Path]) -> None:
-    """Raise `DataError` for tables of several splits: trained on together, the test set would be among them."""
-    found: dict[str, Path] = {}
-    for file in files:
-        words = [SPLITS[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLITS]
-        if words:
-            found.setdefault(words[0], file)
-    if len(found) > 1:
-        names = ", ".join(f"{file.name!r} ({split})" for split, file in found.items())
-        split = "train" if "train" in found else next(iter(found))
-        raise DataError(
-            f"{folder}: its tables are of several splits: {names}. Choose one with hf:{_local(folder)}?split={split}, "
-            "or give one file."
-        )
-
-
-def _local(folder: Path) -> str:
-    """A folder's path as `hf:` takes it: never mistaken for a name of the hub."""
-    return str(folder) if folder.is_absolute() else f"./{folder}"
 
 
 def _is_latents(path: Path) -> bool:
