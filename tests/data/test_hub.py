@@ -200,6 +200,20 @@ def test_a_label_of_any_whole_numbers_is_taken(folder, kind):
         ("labels", [[0], [1], [0], [1]], r"column 'labels' \(\w+\) sounds like classes.*convert it"),
         ("class", [0, 1, 0, 1], r"column 'class' \(int64\).*give .*rows\.parquet\?label=class"),
         ("cls", [0, 1, 0, 1], r"column 'cls' \(int64\).*give .*rows\.parquet\?label=cls"),
+        *(
+            (name, [0, 1, 0, 1], rf"column '{name}' \(int64\) sounds like.*give .*\?label={name}, or rename it")
+            for name in (
+                "Label",
+                "CLASS",
+                "target",
+                "fine_label",
+                "category_id",
+                "classLabel",
+                "categoryId",
+                "label-idx",
+            )
+        ),
+        ("Label", ["cat", "dog", "cat", "dog"], r"column 'Label' \(string\) sounds like classes.*convert it"),
     ],
 )
 def test_a_column_that_sounds_like_classes_is_not_left_out_without_a_word(folder, column, values, message):
@@ -213,7 +227,9 @@ def test_a_column_that_sounds_like_classes_is_not_left_out_without_a_word(folder
 
 
 def test_columns_of_other_names_are_no_classes(folder):
-    assert open_source(str(plain(folder, width=[1, 2, 3, 4], caption=["a", "b", "c", "d"])), 16).num_classes == 0
+    numbers = ("width", "id", "index", "target_height", "labeller", "subclass")
+    columns = {name: [1, 2, 3, 4] for name in numbers} | {name: ["a", "b", "c", "d"] for name in ("caption", "target")}
+    assert open_source(str(plain(folder, **(columns | {"": [1, 2, 3, 4]}))), 16).num_classes == 0
 
 
 def test_a_column_asked_for_must_hold_pictures(folder):

@@ -17,6 +17,8 @@ from tvmatch.data.source import DataError
 
 KEYS = ("split", "config", "image", "label")
 CLASS_COLUMNS = ("label", "labels", "class", "cls")  # names that promise classes, whatever the column's type
+CLASS_WORDS = (*CLASS_COLUMNS, "classes", "target", "targets", "category", "categories")  # of whole numbers
+NUMBERING = ("id", "ids", "idx", "index", "number")  # words that may follow them, as in `category_id`
 ROWS = 10_000  # of a table, looked at together
 INTEGERS = re.compile(r"u?int(8|16|32|64)")  # types, as the library spells them
 
@@ -196,10 +198,10 @@ def _class_column(origin: str, features: Any) -> list[str]:
     but is not taken is an error: training without classes would go unnoticed."""
     if INTEGERS.fullmatch(_type(features.get("label"))):
         return ["label"]
-    for column in CLASS_COLUMNS:
-        if column not in features:
-            continue
+    for column in features:
         kind = _type(features[column])
+        if not _sounds_like_classes(column, kind):
+            continue
         remedy = "convert it to class numbers from 0"
         if INTEGERS.fullmatch(kind):
             remedy = f"give {origin}?label={column}, or rename it to 'label'"
@@ -209,6 +211,17 @@ def _class_column(origin: str, features: Any) -> list[str]:
             "none, to train without classes."
         )
     return []
+
+
+def _sounds_like_classes(column: str, kind: str) -> bool:
+    """Whether a column of this name and type would be missed if it were not taken: `Label` of any type, and whole
+    numbers called `target`, `fine_label` or `categoryId`."""
+    if column.lower() in CLASS_COLUMNS:
+        return True
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", column)]
+    while len(words) > 1 and words[-1] in NUMBERING:
+        words.pop()
+    return bool(words) and words[-1] in CLASS_WORDS and INTEGERS.fullmatch(kind) is not None
 
 
 def _type(feature: Any) -> str:
