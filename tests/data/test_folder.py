@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tvmatch.data import DataError, folder_source, open_source
+from tvmatch.data.opening import open_pictures
 
 
 def picture(path, colour="red", size=(8, 8)):
@@ -171,6 +172,21 @@ def test_ambiguous_layouts_are_refused(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"both pictures \('a\.png', 1 in all\) and sub-folders \('train', 1 in all\)"):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val", "test"), ("train",)])
+def test_splits_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "a.png")
+    for opening in (open_source, open_pictures):
+        with pytest.raises(DataError, match=rf"splits by their names, not classes: .*such as '.*{names[0]}'\."):
+            opening(str(tmp_path), 8)
+    assert open_source(str(tmp_path / names[0]), 8).num_classes == 0  # the remedies
+    (tmp_path / "class_names.txt").write_text("".join(f"{name} {name} set\n" for name in names))
+    assert open_source(str(tmp_path), 8).class_names == tuple(f"{name} set" for name in sorted(names))
+    (tmp_path / "class_names.txt").unlink()
+    picture(tmp_path / "bus" / "a.png")
+    assert "bus" in open_source(str(tmp_path), 8).class_names  # beside others they are classes
 
 
 def test_image_size_may_be_left_out_only_when_all_pictures_share_it(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.data.support import crops
 from tvmatch.data import DataError, open_source
+from tvmatch.data.hub import table_records
 from tvmatch.data.opening import open_pictures
 
 
@@ -53,6 +54,27 @@ def test_a_parquet_file_and_a_folder_of_them(tmp_path):
 def test_arrow_files_as_the_library_saves_them(tmp_path):
     table().save_to_disk(tmp_path / "saved")
     check(open_source(str(tmp_path / "saved"), 16))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_the_library_leaves_beside_its_files_is_no_data(folder, listed):
+    table().save_to_disk(folder)
+    saved = datasets.load_from_disk(folder)
+    saved.map(lambda row: {"kind": row["kind"]})
+    saved.filter(lambda row: row["kind"] == 1)
+    assert len(list(folder.glob("cache-*.arrow"))) == 2  # else this tests nothing
+    (folder / "tmp0.arrow").touch()
+    if not listed:
+        (folder / "state.json").write_text("{}")  # of another program
+    check(open_source(str(folder), 16))
+
+
+def test_a_saved_file_that_is_gone_is_missed(folder):
+    table().save_to_disk(folder, num_shards=2)
+    check(open_source(str(folder), 16))
+    (folder / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"not readable as arrow.*data-00001-of-00002\.arrow"):
+        open_source(str(folder), 16)
 
 
 def test_a_data_set_by_its_name(folder):
@@ -103,6 +125,35 @@ def test_paths_in_a_table_are_not_followed(tmp_path):
     assert "not followed" in dict(source.skipped)["row 0"]
 
 
+def test_a_row_exchanged_for_one_of_another_length_is_other_data(folder):
+    images, _ = crops(200, 8)
+    prints = []
+    for colour in (None, "red"):  # the bytes of row 1 are not among those sampled for the fingerprint
+        pictures = [Image.fromarray(image) for image in images]
+        if colour is not None:
+            pictures[1] = Image.new("RGB", (8, 8), colour)
+        file = folder / f"{colour}.parquet"
+        datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()})).to_parquet(file)
+        prints.append(open_source(str(file), 8).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_lengths_of_pictures_come_from_the_table(folder, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr("tvmatch.data.hub.ROWS", 2)
+    rows = [{"bytes": bytes(n)} for n in (5, 0, 70)] + [{"bytes": None}, None, {"bytes": b"12"}]
+    for name, kind, lengths in (
+        ("small", pyarrow.binary(), [5, 0, 70, -1, -1, 2]),
+        ("large", pyarrow.large_binary(), [5, 0, 70, -1, -1, 2]),
+        ("lists", pyarrow.list_(pyarrow.uint8()), [0] * 6),
+    ):
+        column = pyarrow.array(rows, pyarrow.struct({"bytes": kind}))
+        pyarrow.parquet.write_table(pyarrow.table({"image": column}), folder / f"{name}.parquet")
+        assert table_records([folder / f"{name}.parquet"], name).sizes().tolist() == lengths
+
+
 def test_a_damaged_table_is_refused(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"bad\.parquet: not readable as parquet"):
@@ -149,6 +200,20 @@ def test_a_label_of_any_whole_numbers_is_taken(folder, kind):
         ("labels", [[0], [1], [0], [1]], r"column 'labels' \(\w+\) sounds like classes.*convert it"),
         ("class", [0, 1, 0, 1], r"column 'class' \(int64\).*give .*rows\.parquet\?label=class"),
         ("cls", [0, 1, 0, 1], r"column 'cls' \(int64\).*give .*rows\.parquet\?label=cls"),
+        *(
+            (name, [0, 1, 0, 1], rf"column '{name}' \(int64\) sounds like.*give .*\?label={name}, or rename it")
+            for name in (
+                "Label",
+                "CLASS",
+                "target",
+                "fine_label",
+                "category_id",
+                "classLabel",
+                "categoryId",
+                "label-idx",
+            )
+        ),
+        ("Label", ["cat", "dog", "cat", "dog"], r"column 'Label' \(string\) sounds like classes.*convert it"),
     ],
 )
 def test_a_column_that_sounds_like_classes_is_not_left_out_without_a_word(folder, column, values, message):
@@ -162,7 +227,9 @@ def test_a_column_that_sounds_like_classes_is_not_left_out_without_a_word(folder
 
 
 def test_columns_of_other_names_are_no_classes(folder):
-    assert open_source(str(plain(folder, width=[1, 2, 3, 4], caption=["a", "b", "c", "d"])), 16).num_classes == 0
+    numbers = ("width", "id", "index", "target_height", "labeller", "subclass")
+    columns = {name: [1, 2, 3, 4] for name in numbers} | {name: ["a", "b", "c", "d"] for name in ("caption", "target")}
+    assert open_source(str(plain(folder, **(columns | {"": [1, 2, 3, 4]}))), 16).num_classes == 0
 
 
 def test_a_column_asked_for_must_hold_pictures(folder):
@@ -210,6 +277,62 @@ def test_tables_of_one_split_and_of_none_are_taken_together(folder):
     for name in ("train-0", "training_1", "part"):
         table().to_parquet(folder / f"{name}.parquet")
     assert len(open_source(str(folder), 16)) == 18
+
+
+def labelled(folder, name, names, labels=(0, 1)) -> None:
+    """A parquet file of two pictures with these class names; None: whole numbers without names."""
+    kind = datasets.Value("int32") if names is None else datasets.ClassLabel(names=names)
+    pictures = [Image.fromarray(image) for image in crops(2, 16)[0]]
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    datasets.Dataset.from_dict({"image": pictures, "label": list(labels)}, features=features).to_parquet(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            ["cat", "dog"],
+            ["bus", "car"],
+            r"2 classes, 0 'cat', 1 'dog' in 'a\.parquet', and 2 classes, 0 'bus', 1 'car'",
+        ),
+        (["cat", "dog"], ["dog", "cat"], r"and 2 classes, 0 'dog', 1 'cat' in 'b\.parquet'\. Give all files the same"),
+        (
+            ["ant", "cat", "dog"],
+            ["ant", "cat", "eel"],
+            r"3 classes, 2 'dog' in 'a\.parquet', and 3 classes, 2 'eel' in",
+        ),
+        (["cat", "dog"], ["cat", "dog", "eel"], r"and 3 classes, 0 'cat', 1 'dog', 2 'eel' in"),
+        (["cat", "dog"], None, r"2 classes, 0 'cat', 1 'dog' in 'a\.parquet', and whole numbers in 'b\.parquet'"),
+        (None, ["cat", "dog"], r"whole numbers in 'a\.parquet', and 2 classes, 0 'cat', 1 'dog' in 'b\.parquet'"),
+    ],
+)
+def test_files_whose_labels_mean_different_things_are_not_merged(folder, first, second, message):
+    labelled(folder, "a.parquet", first)
+    labelled(folder, "b.parquet", second)
+    for spec in (f"{folder}", f"{folder}?label=label", f"hf:{folder}"):
+        with pytest.raises(DataError, match=message):
+            open_source(spec, 16)
+    assert open_source(f"{folder}?label=", 16).num_classes == 0  # the remedy
+
+
+def test_a_file_without_the_label_of_the_others_is_refused(folder):
+    labelled(folder, "a.parquet", ["cat", "dog"])
+    plain(folder, "b.parquet")
+    with pytest.raises(DataError, match=r"'label' holds 2 classes.*in 'a\.parquet', and nothing in 'b\.parquet'"):
+        open_source(str(folder), 16)
+
+
+def test_splits_of_which_only_one_is_opened_may_differ(folder):
+    labelled(folder, "train.parquet", ["cat", "dog"])
+    labelled(folder, "test.parquet", None)
+    assert open_source(f"hf:{folder}?split=train", 16).class_names == ("cat", "dog")
+
+
+def test_files_with_the_same_labels_are_taken_together(folder):
+    for name in ("a.parquet", "b.parquet"):
+        labelled(folder, name, None, (0, 2))
+    plain(folder, "c.parquet", label=[0, 1, 1, 0])  # int64: the width of a number changes nothing
+    assert open_source(str(folder), 16).labels.tolist() == [0, 2, 0, 2, 0, 1, 1, 0]
 
 
 def test_a_table_beside_pictures_does_not_take_their_place(folder):

@@ -110,6 +110,28 @@ def test_a_label_without_a_picture_anywhere_does_no_harm(tmp_path):
     assert shard_records(tmp_path).labels.tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("members", "odd"),
+    [
+        (["img.v1.png", "img.v1.cls", "jmg.v1.png", "jmg.v1.cls"], "img.v1.cls"),
+        (["a.png", "a.label.cls", "b.png", "b.label.cls"], "a.label.cls"),
+        (["a.png", "a.cls", "b.x/b.png", "b.x/b.y.CLS"], "b.x/b.y.CLS"),
+        (["img.v1.png", "jmg.v1.png", "img.v1.cls", "jmg.v1.cls"], "img.v1.cls"),
+    ],
+)
+def test_labels_with_a_dot_in_their_names_are_not_lost(tmp_path, members, odd):
+    picture = png(crops(1, 16)[0][0])
+    write_tar(tmp_path / "a.tar", {name: picture if name.endswith("png") else b"1" for name in members})
+    with pytest.raises(DataError, match=rf"'{odd}' is no label to WebDataset.*not 'cls'\. Make the shards with names"):
+        shard_records(tmp_path)
+
+
+def test_another_label_beside_that_of_the_class_does_no_harm(tmp_path):
+    picture = png(crops(1, 16)[0][0])
+    write_tar(tmp_path / "a.tar", {"0.png": picture, "0.coarse.cls": b"0", "0.cls": b"1"})
+    assert shard_records(tmp_path).labels.tolist() == [1]
+
+
 def test_suffixes_may_be_written_large(tmp_path):
     picture = png(crops(1, 16)[0][0])
     write_tar(tmp_path / "a.tar", {"0.PNG": picture, "0.CLS": b"1", "1.png": picture, "1.Cls": b"0"})
@@ -185,3 +207,16 @@ def test_a_shard_beside_class_folders_does_not_take_their_place(tmp_path):
     with pytest.raises(DataError, match=r"holds both 'backup\.tar' and '(china|flower)/.*png'.*give '.*backup\.tar'"):
         open_source(str(root), 16)
     assert len(open_source(str(root / "backup.tar"), 16)) == 1
+
+
+def test_shards_of_several_splits_are_not_mixed(tmp_path):
+    for number, name in enumerate(["train-000", "train-001", "test-000"]):
+        write_tar(tmp_path / f"{name}.tar", {f"{number}.png": png(crops(3, 16)[0][number])})
+    with pytest.raises(DataError, match=r"shards are of several splits: 'test-000\.tar' \(test\), 'train-000\.tar'"):
+        open_source(str(tmp_path), 16)
+    with pytest.raises(DataError, match=r"one with a pattern, such as .*/train-\{000\.\.099\}\.tar, or give one f"):
+        open_source(str(tmp_path), 16)
+    assert len(open_source(str(tmp_path / "train-{000..001}.tar"), 16)) == 2  # the remedies
+    assert len(open_source(str(tmp_path / "test-000.tar"), 16)) == 1
+    (tmp_path / "test-000.tar").rename(tmp_path / "part.tar")
+    assert len(open_source(str(tmp_path), 16)) == 3

@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from tvmatch.data import DataError, open_source, to_pictures, to_unit_range
+from tvmatch.data.in_memory import InMemorySource
+from tvmatch.data.source import contents
 
 
 def test_every_grey_level_survives_the_round_trip():
@@ -14,6 +16,20 @@ def test_every_grey_level_survives_the_round_trip():
     assert (x.min(), x.max()) == (-1, 1)
     assert torch.equal(to_pictures(x), pictures)
     assert torch.equal(to_pictures(x.double()), pictures)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ((), "4 pictures without classes"),
+        (("cat",), "4 pictures in 1 class: 'cat'"),
+        (("cat", "dog", "eel"), "4 pictures in 3 classes: 'cat', 'dog', 'eel'"),
+        (("cat", "dog", "eel", "fox"), "4 pictures in 4 classes: 'cat', 'dog', 'eel', ..."),
+    ],
+)
+def test_what_a_data_set_holds_is_told_in_one_line(names, told):
+    labels = np.arange(4) % len(names) if names else np.full(4, -1)
+    assert contents(InMemorySource(np.zeros((4, 8, 8, 3), np.uint8), labels, names, ())) == told
 
 
 def test_axes_are_moved_not_reshaped():

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from tvmatch.cli.options import parse, warn
+from tvmatch.telling import tell
 
 DESCRIPTION = """Encode pictures into latents, once, for training: tvmatch train --data OUT.
 
@@ -57,6 +58,7 @@ def command(arguments: list[str]) -> int:
     from tvmatch.data.naming import named
     from tvmatch.data.opening import open_pictures
     from tvmatch.data.progress import counting
+    from tvmatch.data.source import contents
     from tvmatch.training.ranks import join_ranks
 
     require_webdataset()
@@ -75,6 +77,8 @@ def command(arguments: list[str]) -> int:
 
         stack.callback(reader.close)
         ranks.on_main(claim)
+        if ranks.main:
+            tell(f"{options.source}: {contents(reader)}")
         with counting("Encoding", -(-plan.pictures // ranks.count), show=ranks.main) as done:
             encode_shards(reader, codec, plan, options.out, ranks.device, ranks.rank, ranks.count, done)
         if ranks.control is not None:

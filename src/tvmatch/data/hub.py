@@ -17,6 +17,9 @@ from tvmatch.data.source import DataError
 
 KEYS = ("split", "config", "image", "label")
 CLASS_COLUMNS = ("label", "labels", "class", "cls")  # names that promise classes, whatever the column's type
+CLASS_WORDS = (*CLASS_COLUMNS, "classes", "target", "targets", "category", "categories")  # of whole numbers
+NUMBERING = ("id", "ids", "idx", "index", "number")  # words that may follow them, as in `category_id`
+ROWS = 10_000  # of a table, looked at together
 INTEGERS = re.compile(r"u?int(8|16|32|64)")  # types, as the library spells them
 
 
@@ -49,7 +52,18 @@ class TableRecords:
         return b""
 
     def sizes(self) -> np.ndarray:
-        return np.zeros(len(self), np.int64)
+        """int64 [N]: bytes of each encoded picture, -1 where there are none. Only the offsets are read."""
+        import pyarrow
+        import pyarrow.compute as pc
+
+        sizes = [np.zeros(0, np.int64)]
+        for part in self.table.with_format("arrow").iter(ROWS):
+            encoded = pc.struct_field(part.column(self.column), "bytes")
+            try:
+                sizes.append(pc.fill_null(pc.binary_length(encoded), -1).to_numpy().astype(np.int64))
+            except pyarrow.ArrowNotImplementedError:  # lists and views, which have no such offsets
+                return np.zeros(len(self), np.int64)
+        return np.concatenate(sizes)
 
 
 def hub_records(name: str) -> TableRecords:
@@ -66,7 +80,14 @@ def hub_records(name: str) -> TableRecords:
         raise DataError(f"hf:{name}?{query}: write hf:NAME?split=train&image=COLUMN; {KEYS} can be given.")
     split = options.get("split", "train")
     try:
+        if Path(name).is_dir():
+            found = datasets.load_dataset_builder(name, options.get("config")).config.data_files or {}
+            files = [Path(file) for key in found if str(key) in re.findall(r"\w+", split) for file in found[key]]
+            parquet = [file for file in files if file.suffix == ".parquet"]
+            _check_same_classes(parquet, f"hf:{name}", options.get("label"))
         table = datasets.load_dataset(name, options.get("config"), split=split)
+    except DataError:
+        raise
     except Exception as error:  # the library answers with many kinds
         raise DataError(
             f"hf:{name}, split {split!r}, cannot be loaded: {' '.join(str(error).split())[:300]}"
@@ -90,10 +111,50 @@ def table_records(files: Sequence[Path], origin: str, query: str = "") -> TableR
         if kind == "arrow":
             table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
         else:
+            _check_same_classes(files, origin, options.get("label"))
             table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{origin}: not readable as {kind}: {' '.join(str(error).split())[:300]}") from error
     return _records(table, origin, options.get("image"), options.get("label"))
+
+
+def _check_same_classes(files: Sequence[Path], origin: str, label: str | None) -> None:
+    """Raise `DataError` for parquet files whose labels differ in meaning: the library reads the numbers of all with the
+    class names of the first. (It refuses such arrow files itself.)"""
+    if label == "" or len(files) < 2:
+        return
+    datasets = _datasets()
+    from pyarrow.parquet import read_schema
+
+    features = [datasets.Features.from_arrow_schema(read_schema(file)) for file in files]
+    columns = [label]
+    if label is None:
+        classes = (name for each in features for name in each if isinstance(each[name], datasets.ClassLabel))
+        columns = list(dict.fromkeys(classes)) or ["label"]
+    for column in columns:
+        first = _meaning(features[0].get(column))
+        for file, each in zip(files[1:], features[1:], strict=True):
+            other = _meaning(each.get(column))
+            if other == first:
+                continue
+            differ = next((n for n, pair in enumerate(zip(first, other, strict=False)) if n and len(set(pair)) > 1), 1)
+            told = [", ".join((meaning[0], *meaning[differ : differ + 3])) for meaning in (first, other)]
+            raise DataError(
+                f"{origin}: the labels of its files differ in meaning: column {column!r} holds {told[0]} in "
+                f"{files[0].name!r}, and {told[1]} in {file.name!r}. Give all files the same class names in the same "
+                f"order, or train without classes with {origin}?label="
+            )
+
+
+def _meaning(feature: Any) -> tuple[str, ...]:
+    """What the values of a label column stand for: its number of classes and the name of each, or else its type."""
+    if hasattr(feature, "names"):
+        return f"{len(feature.names)} classes", *(f"{number} {name!r}" for number, name in enumerate(feature.names))
+    if feature is None:
+        return ("nothing",)
+    return ("whole numbers",) if INTEGERS.fullmatch(_type(feature)) else (_type(feature),)
 
 
 def _records(table: Any, origin: str, image: str | None, label: str | None) -> TableRecords:
@@ -137,10 +198,10 @@ def _class_column(origin: str, features: Any) -> list[str]:
     but is not taken is an error: training without classes would go unnoticed."""
     if INTEGERS.fullmatch(_type(features.get("label"))):
         return ["label"]
-    for column in CLASS_COLUMNS:
-        if column not in features:
-            continue
+    for column in features:
         kind = _type(features[column])
+        if not _sounds_like_classes(column, kind):
+            continue
         remedy = "convert it to class numbers from 0"
         if INTEGERS.fullmatch(kind):
             remedy = f"give {origin}?label={column}, or rename it to 'label'"
@@ -150,6 +211,17 @@ def _class_column(origin: str, features: Any) -> list[str]:
             "none, to train without classes."
         )
     return []
+
+
+def _sounds_like_classes(column: str, kind: str) -> bool:
+    """Whether a column of this name and type would be missed if it were not taken: `Label` of any type, and whole
+    numbers called `target`, `fine_label` or `categoryId`."""
+    if column.lower() in CLASS_COLUMNS:
+        return True
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", column)]
+    while len(words) > 1 and words[-1] in NUMBERING:
+        words.pop()
+    return bool(words) and words[-1] in CLASS_WORDS and INTEGERS.fullmatch(kind) is not None
 
 
 def _type(feature: Any) -> str:

@@ -10,6 +10,7 @@ from tvmatch.data.decoding import SUFFIXES
 from tvmatch.data.naming import CLASS_NAMES, read_class_names
 from tvmatch.data.records import FileRecords
 from tvmatch.data.source import DataError
+from tvmatch.data.splits import SPLITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,9 @@ def list_folder(root: Path) -> Listing:
     """List `root`: one sub-folder a class, or pictures only. Hidden entries are ignored. A file `class_names.txt` in
     `root` gives the classes other names than their folders' (`read_class_names`).
 
-    Raises `DataError` for pictures beside sub-folders and for folders in class folders: which of them are the classes
-    is not for us to guess (a data set's `train` and `test` would become two classes).
+    Raises `DataError` for pictures beside sub-folders, for folders in class folders, and for class folders that all
+    have names of splits: which of them are the classes is not for us to guess (a data set's `train` and `test` would
+    become two classes).
     """
     top, folders, skipped = _entries(root, root)
     if folders and top:
@@ -51,6 +53,13 @@ def list_folder(root: Path) -> Listing:
         files += inside
         labels += [label] * len(inside)
         skipped += more_skipped
+    if folders and all(folder.name.lower() in SPLITS for folder in folders) and not (root / CLASS_NAMES).is_file():
+        split = next((folder for folder in folders if SPLITS[folder.name.lower()] == "train"), folders[0])
+        raise DataError(
+            f"{root}: its sub-folders are splits by their names, not classes: {', '.join(f.name for f in folders)}. "
+            f"Give one of them, such as {str(split)!r}. If they are classes, name each in {CLASS_NAMES}, a line "
+            f"'{split.name} NAME'."
+        )
     folder_names = names = tuple(folder.name for folder in folders)
     if folders and (root / CLASS_NAMES).is_file():
         names = read_class_names(root / CLASS_NAMES, folder_names)

@@ -1,12 +1,13 @@
 """The one place that turns the name of a data set, or a path, into a source."""
 
 import difflib
-import re
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmatch.data.decoding import SUFFIXES, Crop
 from tvmatch.data.source import DataError, PictureReader, Source, check_image_size
+from tvmatch.data.splits import check_one_split
 
 if TYPE_CHECKING:
     from tvmatch.data.hub import TableRecords
@@ -15,11 +16,6 @@ CHOICES = (
     "Give `digits`, an .npz file, a folder of pictures, a folder of latents (`tvmatch encode`), .tar shards, .parquet "
     "or .arrow files, or `hf:NAME` for a data set of the Hugging Face hub."
 )
-SPLITS = {  # words in the names of files, as the `datasets` library reads them
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 IN_MEMORY = 2**30  # bytes of decoded pictures up to which a folder is decoded once and kept
 
 
@@ -95,6 +91,7 @@ def _streamed(spec: str, path: Path, image_size: int | None, strict: bool, crop:
     elif _tar_pattern(spec) or (path.is_file() and path.suffix == ".tar") or (path.is_dir() and _tar_files(path)):
         from tvmatch.data.shards import shard_records
 
+        check_one_split(path, _tar_files(path))  # of a folder; a pattern or a file names its own
         records = shard_records(spec if _tar_pattern(spec) else path)
     elif _is_table(path):
         records = _local_table(path, query)
@@ -128,7 +125,7 @@ def _local_table(path: Path, query: str) -> "TableRecords":
     files = [path]
     if path.is_dir():
         files = _table_files(path)
-        _check_one_split(path, files)
+        check_one_split(path, files)
     return table_records(files, str(path), query)
 
 
@@ -174,27 +171,6 @@ def _picture_within(folder: Path) -> Path | None:
     return None
 
 
-def _check_one_split(folder: Path, files: list[Path]) -> None:
-    """Raise `DataError` for tables of several splits: trained on together, the test set would be among them."""
-    found: dict[str, Path] = {}
-    for file in files:
-        words = [SPLITS[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLITS]
-        if words:
-            found.setdefault(words[0], file)
-    if len(found) > 1:
-        names = ", ".join(f"{file.name!r} ({split})" for split, file in found.items())
-        split = "train" if "train" in found else next(iter(found))
-        raise DataError(
-            f"{folder}: its tables are of several splits: {names}. Choose one with hf:{_local(folder)}?split={split}, "
-            "or give one file."
-        )
-
-
-def _local(folder: Path) -> str:
-    """A folder's path as `hf:` takes it: never mistaken for a name of the hub."""
-    return str(folder) if folder.is_absolute() else f"./{folder}"
-
-
 def _is_latents(path: Path) -> bool:
     return path.is_dir() and ((path / "manifest.json").is_file() or (path / "plan.json").is_file())
 
@@ -217,7 +193,21 @@ def _table_files(folder: Path) -> list[Path]:
 
 
 def _tables(place: Path, suffix: str) -> list[Path]:
-    return sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith("."))
+    """The tables of one kind in a folder, without what the `datasets` library leaves beside its arrow files: results of
+    `map` and indices of `filter`, which repeat the pictures."""
+    if suffix == "arrow" and (saved := _saved_tables(place)):
+        return saved
+    passing = (".", "cache-", "tmp") if suffix == "arrow" else "."
+    return sorted(entry for entry in place.glob(f"*.{suffix}") if not entry.name.startswith(passing))
+
+
+def _saved_tables(place: Path) -> list[Path]:
+    """The arrow files that `save_to_disk` of the `datasets` library wrote, as its `state.json` lists them."""
+    try:
+        state = json.loads((place / "state.json").read_text("utf-8"))
+        return [place / entry["filename"] for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another program
+        return []
 
 
 def _unknown(spec: str, path: Path) -> str:

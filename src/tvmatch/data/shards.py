@@ -65,7 +65,8 @@ def shard_records(where: str | Path) -> ShardRecords:
     A sample is a picture beside a label: `KEY.cls` with a class number from 0 as text, in every sample or in none. The
     two must follow each other in the shard. Names of the classes may lie in `class_names.txt` beside the shards, one a
     line. What cannot be used is left out and named; a shard that is cut short gives what lies before the cut. Raises
-    `DataError` where nothing can be used, and where a label lies elsewhere than its picture.
+    `DataError` where nothing can be used, where a label lies elsewhere than its picture, and for a label whose name has
+    a dot before `.cls`.
     """
     shards = _shards(where)
     found: list[tuple[str, int, int, int, int]] = []  # name, shard, offset, length, label
@@ -137,12 +138,13 @@ def _shards(where: str | Path) -> list[Path]:
 
 def _samples(shard: Path, skipped: list[tuple[str, str]], alone: dict[str, str]) -> Iterator[tuple[str, int, int, int]]:
     """(name, offset, length, label or -1) of each usable picture of a shard; labels without pictures go to `alone`."""
-    key, pictures, label = None, [], -1
+    key, pictures, label, dotted = None, [], -1, None
     for extension, member, content in _members(shard, skipped):
         member_key = _key(member.name)
         if member_key != key:
+            _check_dots(shard, dotted, label)
             yield from _sample(shard, key, pictures, label, skipped, alone)
-            key, pictures, label = member_key, [], -1
+            key, pictures, label, dotted = member_key, [], -1, None
         if "." + extension.rsplit(".", 1)[-1] in SUFFIXES:
             pictures.append(member)
         elif extension == "cls":
@@ -150,7 +152,20 @@ def _samples(shard: Path, skipped: list[tuple[str, str]], alone: dict[str, str])
             if label is None:
                 skipped.append((f"{shard.name}/{member.name}", f"no class number from 0: {content[:20]!r}"))
                 label = -2
+        elif extension.endswith(".cls"):
+            dotted = member.name
+    _check_dots(shard, dotted, label)
     yield from _sample(shard, key, pictures, label, skipped, alone)
+
+
+def _check_dots(shard: Path, dotted: str | None, label: int) -> None:
+    """Raise `DataError` for a sample whose only label has a dot in its name: the sample would count as unlabelled."""
+    if dotted is not None and label == -1:
+        raise DataError(
+            f"{shard}: {dotted!r} is no label to WebDataset, for which the extension begins at the first dot: "
+            f"{dotted.rpartition('/')[2].partition('.')[2]!r}, not 'cls'. Make the shards with names without dots, or "
+            "call a label that is not the class otherwise than .cls."
+        )
 
 
 def _sample(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tvmatch.data.latent_space import LatentSpace
 
 
+SHOWN = 3  # names of classes
+
+
 class DataError(ValueError):
     """A data set that cannot be trained on; the message names what is wrong and what would be right."""
 
@@ -95,6 +98,17 @@ class PictureReader(Protocol):
     def name(self, index: int) -> str: ...
 
     def close(self) -> None: ...
+
+
+def contents(source: Source | PictureReader) -> str:
+    """What a data set holds in a few words, by which one sees that it is what was meant: `200 pictures in 10 classes:
+    'tench', 'goldfish', 'shark', ...`."""
+    what = "latents" if getattr(source, "latent_space", None) is not None else "pictures"
+    names = source.class_names
+    if not names:
+        return f"{len(source)} {what} without classes"
+    shown = ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(source)} {what} in {len(names)} class{'es' if len(names) > 1 else ''}: {shown}"
 
 
 def to_network_range(batch: Tensor) -> Tensor:
