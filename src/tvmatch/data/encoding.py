@@ -106,15 +106,20 @@ def make_plan(
     )
 
 
-def claim_plan(out: Path, plan: EncodingPlan) -> None:
-    """Make OUT and write the plan there, or find the same plan in it. `DataError` if OUT holds anything else."""
+def claim_plan(out: Path, plan: EncodingPlan) -> EncodingPlan:
+    """Make OUT and write the plan there, or find the same plan in it; returns the plan to go on with, which calls a
+    codec that has moved as the earlier one did. `DataError` if OUT holds anything else."""
     path = out / "plan.json"
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; give a new folder.")
     if path.is_file():
         try:
             earlier = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            if (
+                earlier["codec_hash"] == plan.codec_hash
+            ):  # the name is part of the manifest, by which runs know the data
+                plan = dataclasses.replace(plan, codec=earlier["codec"])
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged; give a new folder, or remove this one.") from error
         for key, value in json.loads(plan.to_json()).items():
             if earlier.get(key) != value:
@@ -123,11 +128,12 @@ def claim_plan(out: Path, plan: EncodingPlan) -> None:
                     f"{out} holds an encoding with {key}={old}, and this command says {new}. Give the same options to "
                     "continue it, or another folder."
                 )
-        return
+        return plan
     if out.exists() and any(entry.name != ".plan.json.tmp" for entry in out.iterdir()):
         raise DataError(f"{out} holds other files; give a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, plan.to_json())
+    return plan
 
 
 def check_nothing_skipped(out: Path, plan: EncodingPlan) -> None:

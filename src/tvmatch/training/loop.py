@@ -95,6 +95,7 @@ def step_seed(seed: int, step: int) -> int:
 
 
 SAVE_FAILED = 1000  # a vote beyond every signal's number
+NO_CODEC = "if it lies elsewhere now, put it back, or train with --sample-every 0: only pictures of samples need it"
 
 
 class _Run:
@@ -125,7 +126,7 @@ class _Run:
         self.stream = ShuffledStream(len(self.source), config.batch_size, config.seed, ranks.rank, ranks.count)
         self.records: Records | None = None  # of rank 0
         self.draws = bool(config.sample_every) and (ranks.main or ranks.strategy == "fsdp")  # gathers its weights
-        self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device)
+        self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device, None, NO_CODEC)
         self.instruments = Instruments(state.skipped, ranks.count)
         self.seen: tuple[Tensor, Tensor] | None = None  # the last batch, for the attention probe
         self.since = time.perf_counter()
