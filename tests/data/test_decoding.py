@@ -47,6 +47,18 @@ def test_values_of_unknown_range_are_refused(tmp_path):
         decode(tmp_path / "float.tif", 4)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.uint32])
+def test_a_tiff_of_32_bits_does_not_become_black(tmp_path, kind):
+    Image.fromarray(np.full((4, 4), 200, kind)).save(tmp_path / "wide.tif")
+    with pytest.raises(UnusablePicture, match="from 200 to 200 in 32 bits, of unknown range; save it with 8 or 16"):
+        decode(tmp_path / "wide.tif", 4)
+
+
+def test_a_pgm_of_16_bits_is_no_wide_picture(tmp_path):
+    (tmp_path / "picture.pgm").write_bytes(b"P5 2 2 65535\n" + np.full(4, 32768, ">u2").tobytes())
+    assert (decode(tmp_path / "picture.pgm", 2)[0] == 128).all()
+
+
 def test_cmyk_jpeg_keeps_its_colours(tmp_path):
     array = decoded(tmp_path, Image.new("RGB", (8, 8), RED).convert("CMYK"), "jpg", quality=95)
     np.testing.assert_allclose(array.reshape(-1, 3).mean(0), RED, atol=4)
