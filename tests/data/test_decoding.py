@@ -82,6 +82,12 @@ def test_a_transparent_colour_lies_over_white(tmp_path):
     assert (array == 255).all()
 
 
+def test_a_transparent_level_of_sixteen_bits_lies_over_white(tmp_path):
+    levels = np.array([[40, 41], [5000, 40]], np.uint16)  # 40 and 41 are the same of 8 bits
+    array = decoded(tmp_path, Image.fromarray(levels), size=2, transparency=40)
+    assert array[..., 0].tolist() == [[255, 0], [19, 255]]
+
+
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (2, (0, 7)), (3, (7, 7)), (6, (0, 7)), (8, (7, 0))])
 def test_the_exif_rotation_is_applied(tmp_path, orientation, corner):
     image = Image.new("RGB", (8, 8), "black")

@@ -111,7 +111,11 @@ def to_rgb(image: Image.Image, wide: bool = False) -> Image.Image:
         if wide or levels.min() < 0 or levels.max() > SIXTEEN_BITS:
             bits = " in 32 bits, of unknown range" if wide else ""
             raise UnusablePicture(f"values from {levels.min()} to {levels.max()}{bits}; save it with 8 or 16 bits")
-        image = Image.fromarray(np.round(levels * (255 / SIXTEEN_BITS)).astype(np.uint8))
+        grey = Image.fromarray(np.round(levels * (255 / SIXTEEN_BITS)).astype(np.uint8))
+        if "transparency" in image.info:  # one of the 65536 levels: of the 8-bit ones it would take others with it
+            opaque = Image.fromarray(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8))
+            grey = Image.merge("LA", (grey, opaque))
+        image = grey
     if image.mode == "F":
         raise UnusablePicture("floating-point pixels of unknown range; save it with 8 or 16 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
