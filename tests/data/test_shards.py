@@ -78,6 +78,27 @@ def test_names_of_classes_lie_beside_the_shards(tmp_path):
         shard_records(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"temple\n\ndahlia\n", r"class_names\.txt, line 2 is empty: each line names one class"),
+        (b"\ntemple\ndahlia\n", r"class_names\.txt, line 1 is empty"),
+        (b"temple\nd\xe4hlia\n", r"class_names\.txt: cannot be read as text .*save it as UTF-8"),
+    ],
+)
+def test_names_of_classes_that_could_be_those_of_others_are_refused(tmp_path, content, message):
+    folder = write_shards(tmp_path / "shards")
+    (folder / "class_names.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        shard_records(folder)
+
+
+def test_names_of_classes_as_windows_writes_them(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    (folder / "class_names.txt").write_bytes(b"\xef\xbb\xbftemple\r\ndahlia\r\n\r\n")
+    assert shard_records(folder).class_names == ("temple", "dahlia")
+
+
 def test_a_sample_that_lacks_its_label_is_left_out(tmp_path):
     picture = png(crops(1, 16)[0][0])
     write_tar(tmp_path / "a.tar", {"0.png": picture, "0.cls": b"1", "1.png": picture})

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tvmatch.data.decoding import SUFFIXES
+from tvmatch.data.naming import read_lines
 from tvmatch.data.progress import show_progress
 from tvmatch.data.source import DataError
 
@@ -214,7 +215,11 @@ def _class_names(path: Path, least: int) -> tuple[str, ...]:
         return ()
     if not path.is_file():
         return tuple(str(label) for label in range(least))
-    names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    names = [line.strip() for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(f"{path}, line {names.index('') + 1} is empty: each line names one class, from 0; remove it.")
     if len(names) < least or len(set(names)) < len(names):
         raise DataError(f"{path}: must hold {least} different names or more, one a line; it holds {len(set(names))}.")
     return tuple(names)
