@@ -205,6 +205,17 @@ def test_other_options_are_refused_and_named(tmp_path):
     assert files(tmp_path / "out") == before
 
 
+def test_a_shard_that_was_damaged_at_its_size_is_made_again(tmp_path):
+    encode(source(), tmp_path / "out")
+    expected = files(tmp_path / "out")
+    shard = tmp_path / "out" / "shards" / "latents-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[1500] ^= 1
+    shard.write_bytes(content)
+    encode(source(), tmp_path / "out")
+    assert files(tmp_path / "out") == expected
+
+
 class Moved(Spread):
     spec = "elsewhere"
 
