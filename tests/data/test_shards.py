@@ -63,6 +63,12 @@ def test_a_pattern_and_one_file_name_shards(tmp_path):
             shard_records(folder / f"train-{pattern}.tar")
 
 
+def test_a_quoted_pattern_may_begin_at_home(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_source("~/shards/train-{000..001}.tar", 8)) == 6
+
+
 def test_shards_without_labels_have_no_classes(tmp_path):
     source = open_source(str(write_shards(tmp_path / "shards", labels=False)), 8)
     assert source.num_classes == 0

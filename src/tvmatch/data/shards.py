@@ -127,11 +127,12 @@ def _shards(where: str | Path) -> list[Path]:
                 f"{text!r}: {{{low}..{high}}} names {max(count, 0)} shards; 1 to {MOST_SHARDS} can be read."
             )
         numbers = range(int(low), int(high) + 1)
-        shards = [Path(text[: match.start()] + f"{n:0{len(low)}}" + text[match.end() :]) for n in numbers]
+        names = [text[: match.start()] + f"{n:0{len(low)}}" + text[match.end() :] for n in numbers]
+        shards = [Path(name).expanduser() for name in names]
         missing = [shard for shard in shards if not shard.is_file()]
         if missing:
             raise DataError(f"{text!r}: there is no {missing[0]} ({len(missing)} of {count} are missing).")
-        return [shard.expanduser() for shard in shards]
+        return shards
     path = Path(where)
     return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".")) if path.is_dir() else [path]
 
