@@ -8,9 +8,11 @@
 # 200 photographs of 224 pixels its round trip gives 29.43 dB on average, 21.85 at least. As many as 600 steps on 200
 # photographs are a test that everything works, not a model: docs/your_own_pictures.md shows what comes out.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 PICTURES=${1:?give the folder of pictures}
-OUT=${2:-runs/pictures}
+[[ $PICTURES == hf:* || $PICTURES == digits ]] || PICTURES=$(realpath -m "$PICTURES")
+OUT=$(realpath -m "${2:-$(dirname "$0")/pictures}")
+[[ ! -d ${CODEC:-} ]] || CODEC=$(realpath "$CODEC") # not a name, as `pixels` and those on the hub are
+cd "$(dirname "$0")/.."
 TVMATCH=${TVMATCH:-python3 -m tvmatch}
 
 $TVMATCH encode "$PICTURES" "$OUT/latents" --codec "${CODEC:-tests/data/taef2}" --image-size "${SIZE:-224}"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.support import crops
 from tvmatch.data.decoding import UnusablePicture, decode
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -47,6 +48,18 @@ def test_values_of_unknown_range_are_refused(tmp_path):
         decode(tmp_path / "float.tif", 4)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.uint32])
+def test_a_tiff_of_32_bits_does_not_become_black(tmp_path, kind):
+    Image.fromarray(np.full((4, 4), 200, kind)).save(tmp_path / "wide.tif")
+    with pytest.raises(UnusablePicture, match="from 200 to 200 in 32 bits, of unknown range; save it with 8 or 16"):
+        decode(tmp_path / "wide.tif", 4)
+
+
+def test_a_pgm_of_16_bits_is_no_wide_picture(tmp_path):
+    (tmp_path / "picture.pgm").write_bytes(b"P5 2 2 65535\n" + np.full(4, 32768, ">u2").tobytes())
+    assert (decode(tmp_path / "picture.pgm", 2)[0] == 128).all()
+
+
 def test_cmyk_jpeg_keeps_its_colours(tmp_path):
     array = decoded(tmp_path, Image.new("RGB", (8, 8), RED).convert("CMYK"), "jpg", quality=95)
     np.testing.assert_allclose(array.reshape(-1, 3).mean(0), RED, atol=4)
@@ -67,6 +80,12 @@ def test_a_transparent_colour_lies_over_white(tmp_path):
     assert array[0, 7].tolist() == list(RED)
     array = decoded(tmp_path, Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3))
     assert (array == 255).all()
+
+
+def test_a_transparent_level_of_sixteen_bits_lies_over_white(tmp_path):
+    levels = np.array([[40, 41], [5000, 40]], np.uint16)  # 40 and 41 are the same of 8 bits
+    array = decoded(tmp_path, Image.fromarray(levels), size=2, transparency=40)
+    assert array[..., 0].tolist() == [[255, 0], [19, 255]]
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (2, (0, 7)), (3, (7, 7)), (6, (0, 7)), (8, (7, 0))])
@@ -121,6 +140,16 @@ def test_several_frames_are_reported(tmp_path):
     array, _, several_frames = decode(tmp_path / "a.gif", 8)
     assert several_frames
     assert (array == 0).all()
+
+
+def test_a_png_whose_second_half_was_never_written_is_no_picture(tmp_path):
+    Image.fromarray(crops(1, 64)[0][0]).save(tmp_path / "picture.png")
+    content = (tmp_path / "picture.png").read_bytes()
+    half = content[: len(content) // 2].ljust(len(content), b"\0")  # as after a crash: the size is right
+    (tmp_path / "picture.png").write_bytes(half)
+    for encoded in (tmp_path / "picture.png", half):
+        with pytest.raises(UnusablePicture, match=r"damaged: .*checksum.*IDAT"):
+            decode(encoded, 64)
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):

@@ -49,7 +49,7 @@ def encode(reader, out: Path, codec=None, flips=True, ranks=1, shard_size=4) -> 
     """All of it in this process, rank after rank."""
     codec = codec or Spread()
     plan = make_plan(reader, codec, flips, batch_size=3, shard_size=shard_size, precision="float32")
-    claim_plan(out, plan)
+    plan = claim_plan(out, plan)
     for rank in range(ranks):
         encode_shards(reader, codec, plan, out, CPU, rank, ranks)
     return write_manifest(out, plan, reader.skipped_when_opened)
@@ -203,6 +203,36 @@ def test_other_options_are_refused_and_named(tmp_path):
     with pytest.raises(DataError, match="holds other files"):
         encode(source(), tmp_path / "full")
     assert files(tmp_path / "out") == before
+
+
+def test_a_shard_that_was_damaged_at_its_size_is_made_again(tmp_path):
+    encode(source(), tmp_path / "out")
+    expected = files(tmp_path / "out")
+    shard = tmp_path / "out" / "shards" / "latents-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[1500] ^= 1
+    shard.write_bytes(content)
+    encode(source(), tmp_path / "out")
+    assert files(tmp_path / "out") == expected
+
+
+class Moved(Spread):
+    spec = "elsewhere"
+
+
+class Other(Spread):
+    spec, hash = "other", "6" * 64
+
+
+def test_a_codec_that_has_moved_continues_an_encoding(tmp_path):
+    encode(source(), tmp_path / "out")
+    expected = files(tmp_path / "out")  # by the manifest's bytes a run knows its data again
+    for name in ("manifest.json", "shards/latents-00001.json"):
+        (tmp_path / "out" / name).unlink()
+    encode(source(), tmp_path / "out", Moved())
+    assert files(tmp_path / "out") == expected
+    with pytest.raises(DataError, match="holds an encoding with codec=spread, and this command says other"):
+        encode(source(), tmp_path / "out", Other())
 
 
 def test_what_cannot_be_used_is_skipped_counted_and_named(tmp_path):

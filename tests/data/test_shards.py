@@ -63,6 +63,12 @@ def test_a_pattern_and_one_file_name_shards(tmp_path):
             shard_records(folder / f"train-{pattern}.tar")
 
 
+def test_a_quoted_pattern_may_begin_at_home(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_source("~/shards/train-{000..001}.tar", 8)) == 6
+
+
 def test_shards_without_labels_have_no_classes(tmp_path):
     source = open_source(str(write_shards(tmp_path / "shards", labels=False)), 8)
     assert source.num_classes == 0
@@ -76,6 +82,27 @@ def test_names_of_classes_lie_beside_the_shards(tmp_path):
     (folder / "class_names.txt").write_text("temple\n")
     with pytest.raises(DataError, match="must hold 2 different names or more"):
         shard_records(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"temple\n\ndahlia\n", r"class_names\.txt, line 2 is empty: each line names one class"),
+        (b"\ntemple\ndahlia\n", r"class_names\.txt, line 1 is empty"),
+        (b"temple\nd\xe4hlia\n", r"class_names\.txt: cannot be read as text .*save it as UTF-8"),
+    ],
+)
+def test_names_of_classes_that_could_be_those_of_others_are_refused(tmp_path, content, message):
+    folder = write_shards(tmp_path / "shards")
+    (folder / "class_names.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        shard_records(folder)
+
+
+def test_names_of_classes_as_windows_writes_them(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    (folder / "class_names.txt").write_bytes(b"\xef\xbb\xbftemple\r\ndahlia\r\n\r\n")
+    assert shard_records(folder).class_names == ("temple", "dahlia")
 
 
 def test_a_sample_that_lacks_its_label_is_left_out(tmp_path):

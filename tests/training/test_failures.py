@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.data.support import write_folder
 from tests.training.support import assert_same_bits, tiny_command
 from tvmatch.cli import main
+from tvmatch.data.stream import ShuffledStream
 from tvmatch.training import preparing
 from tvmatch.training.checkpoint import list_checkpoints
 from tvmatch.training.failures import out_of_memory
@@ -91,3 +93,36 @@ def test_an_error_of_a_step_that_nobody_expects_keeps_its_traceback(
     failing_after(1, RuntimeError("a bug"), monkeypatch)
     with pytest.raises(RuntimeError, match="a bug"):
         main(tiny_command(tmp_path / "run"))
+
+
+def test_a_picture_that_strict_refuses_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = sorted(write_folder(tmp_path / "data", 24, 8).rglob("*.png"))
+    bad = files[int(ShuffledStream(24, 4, 0).indices(3)[0])]
+    bad.write_bytes(bad.read_bytes()[:60])
+    options = {"data": tmp_path / "data", "image_size": 8, "crop": "random", "checkpoint_every": 100}
+    assert main(tiny_command(tmp_path / "run", **options, strict=True)) == 2
+    (last,) = list_checkpoints(tmp_path / "run")
+    assert last.name == "step_00000003"
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("tvmatch train: step 3: ")
+    assert bad.name in message
+    assert message.endswith(
+        f"The last good checkpoint is {last}. Data that is mended, or from which pictures are removed, is other data "
+        "and needs another --run; the same command with --no-strict goes on with this run."
+    )
+    assert main(tiny_command(tmp_path / "run", **options, strict=False)) == 0
+    assert main(tiny_command(tmp_path / "whole", **options, strict=False)) == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "run")
+
+
+def test_data_that_fails_in_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """It would be of data that is to be mended."""
+    files = sorted(write_folder(tmp_path / "data", 24, 8).rglob("*.png"))
+    bad = files[int(ShuffledStream(24, 4, 0).indices(0)[0])]
+    content = bad.read_bytes()
+    bad.write_bytes(content[:60])
+    command = tiny_command(tmp_path / "run", data=tmp_path / "data", image_size=8, crop="random", strict=True, steps=1)
+    assert main(command) == 2
+    assert list_checkpoints(tmp_path / "run") == []
+    bad.write_bytes(content)
+    assert main(command) == 0

@@ -7,8 +7,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from tests.data.test_encoding import encode, source
 from tests.training.support import tiny_config
 from tvmatch.data.arrays import source_from_arrays
+from tvmatch.data.codecs import CodecError
+from tvmatch.data.source import DataError
 from tvmatch.training.build import check_label_dropout
 from tvmatch.training.checkpoint import CheckpointError
 from tvmatch.training.config import ObjectiveName, TrainConfig, to_yaml
@@ -98,3 +101,21 @@ def test_first_weights_of_another_run_may_have_been_made_otherwise(tmp_path: Pat
     assert not (tmp_path / "other").exists()
     with pytest.raises(CheckpointError, match="is of another architecture"):
         train(dataclasses.replace(config, run=tmp_path / "other", qk_norm=False), source=source, show=False)
+
+
+def test_mirrored_latents_that_were_not_encoded_leave_no_folder_that_refuses_the_remedy(tmp_path: Path) -> None:
+    encode(source(), tmp_path / "latents", flips=False)
+    config = tiny_config(tmp_path / "run", data=str(tmp_path / "latents"), flip=True, steps=1)
+    with pytest.raises(DataError, match=r"mirrored pictures were not encoded .*or train with --no-flip"):
+        train(config, show=False)
+    assert not config.run.exists()
+    assert train(dataclasses.replace(config, flip=False), show=False).complete
+
+
+def test_a_codec_that_has_moved_is_told_with_what_training_can_do(tmp_path: Path) -> None:
+    encode(source(), tmp_path / "latents")  # with a codec that is nowhere
+    config = tiny_config(tmp_path / "run", data=str(tmp_path / "latents"), sample_every=1, steps=1)
+    with pytest.raises(CodecError, match=r"put it back, or train with --sample-every 0") as raised:
+        train(config, show=False)
+    assert "--codec" not in str(raised.value)  # which `train` does not have
+    assert train(dataclasses.replace(config, sample_every=0), show=False).complete

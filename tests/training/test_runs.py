@@ -153,6 +153,23 @@ case "$*" in *" train "*) exit {trains};; esac"""
     assert trained == ([] if complete == 0 else asked)  # of the same options
 
 
+def test_pictures_and_results_lie_where_the_script_was_called(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "bin" / "python3").write_text('#!/usr/bin/env bash\necho "$@" >> $TRACE\n')
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    (tmp_path / "codec").mkdir()
+    for source, codec in (("pictures", "codec"), ("hf:some/pictures", "some/codec")):
+        environment = stand_ins | {"CODEC": codec}
+        subprocess.run(["bash", str(RUNS / "pictures.sh"), source, "out"], env=environment, cwd=tmp_path, check=True)
+    calls = [line.split() for line in (tmp_path / "trace").read_text().splitlines()]
+    encodings = [call[3:7] for call in calls if "encode" in call]
+    latents = str(tmp_path / "out" / "latents")
+    assert encodings == [
+        [str(tmp_path / "pictures"), latents, "--codec", str(tmp_path / "codec")],
+        ["hf:some/pictures", latents, "--codec", "some/codec"],
+    ]
+    assert {call[3] for call in calls if "sample" in call} == {str(tmp_path / "out" / "run")}
+
+
 def test_complete_means_the_same_training_with_nothing_left(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     spec = importlib.util.spec_from_file_location("complete", RUNS / "complete.py")
     script = importlib.util.module_from_spec(spec)

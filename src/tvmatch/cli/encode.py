@@ -46,6 +46,7 @@ def command(arguments: list[str]) -> int:
 
     from tvmatch.data.codecs import open_codec
     from tvmatch.data.encoding import (
+        EncodingPlan,
         check_nothing_skipped,
         check_size,
         claim_plan,
@@ -68,15 +69,16 @@ def command(arguments: list[str]) -> int:
         reader = open_pictures(options.source, options.image_size, options.strict)
         plan = make_plan(reader, codec, options.flips, options.batch_size, options.shard_size, options.precision)
 
-        def claim() -> None:
+        def claim() -> EncodingPlan:
             stack.enter_context(holding(options.out))
             check_size(plan, options.out)
-            claim_plan(options.out, plan)
+            claimed = claim_plan(options.out, plan)
             if options.strict:
-                check_nothing_skipped(options.out, plan)
+                check_nothing_skipped(options.out, claimed)
+            return claimed
 
         stack.callback(reader.close)
-        ranks.on_main(claim)
+        plan = ranks.on_main(claim)
         if ranks.main:
             tell(f"{options.source}: {contents(reader)}")
         with counting("Encoding", -(-plan.pictures // ranks.count), show=ranks.main) as done:

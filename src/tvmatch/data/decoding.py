@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from tvmatch.data.resizing import centre_square, random_square
 
@@ -79,8 +80,12 @@ def decode(
             several_frames = image.format != "MPO" and getattr(image, "is_animated", False)
             # large JPEGs are decoded at 1/2, 1/4 or 1/8: several times faster, and still twice what is needed
             image.draft(None, (2 * size, 2 * size))
-            rgb = to_rgb(ImageOps.exif_transpose(image))
+            # asked here: what is rotated has no format, and Pillow's mode "I" is also that of a PGM of 16 bits
+            wide = image.format == "TIFF" and image.mode == "I" and max(image.tag_v2.get(BITSPERSAMPLE, (0,))) > 16
+            rgb = to_rgb(ImageOps.exif_transpose(image), wide)
             picture = centre_square(rgb, size) if crop == "centre" else random_square(rgb, size, seed)
+            if image.format == "PNG":
+                _verify(encoded)
             return picture, original, several_frames
     except UnusablePicture:
         raise
@@ -88,13 +93,29 @@ def decode(
         raise UnusablePicture(_reason(error)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow to RGB; `UnusablePicture` where the range of the values is not known."""
+def _verify(png: Path | bytes) -> None:
+    """Compare the checksums of a PNG that could be decoded: where the rest of a file is zeros the picture's is black.
+    It takes an opened image of its own, 0.03 ms and 0.4 ms a MB: 2% of the decoding at 1024 pixels, 20% at 64."""
+    with open_picture(png) as image:
+        try:
+            image.verify()
+        except Exception as error:
+            raise UnusablePicture(f"damaged: {_reason(error)}") from error
+
+
+def to_rgb(image: Image.Image, wide: bool = False) -> Image.Image:
+    """Any mode of Pillow to RGB; `UnusablePicture` where the range of the values is not known, as where whole numbers
+    have more than 16 bits (`wide`): from 0 to 255 they are hardly black."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > SIXTEEN_BITS:
-            raise UnusablePicture(f"values from {levels.min()} to {levels.max()}; save it with 8 or 16 bits")
-        image = Image.fromarray(np.round(levels * (255 / SIXTEEN_BITS)).astype(np.uint8))
+        if wide or levels.min() < 0 or levels.max() > SIXTEEN_BITS:
+            bits = " in 32 bits, of unknown range" if wide else ""
+            raise UnusablePicture(f"values from {levels.min()} to {levels.max()}{bits}; save it with 8 or 16 bits")
+        grey = Image.fromarray(np.round(levels * (255 / SIXTEEN_BITS)).astype(np.uint8))
+        if "transparency" in image.info:  # one of the 65536 levels: of the 8-bit ones it would take others with it
+            opaque = Image.fromarray(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8))
+            grey = Image.merge("LA", (grey, opaque))
+        image = grey
     if image.mode == "F":
         raise UnusablePicture("floating-point pixels of unknown range; save it with 8 or 16 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

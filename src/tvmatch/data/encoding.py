@@ -106,15 +106,18 @@ def make_plan(
     )
 
 
-def claim_plan(out: Path, plan: EncodingPlan) -> None:
-    """Make OUT and write the plan there, or find the same plan in it. `DataError` if OUT holds anything else."""
+def claim_plan(out: Path, plan: EncodingPlan) -> EncodingPlan:
+    """Make OUT and write the plan there, or find the same plan in it; returns the plan to go on with, which calls a
+    codec that has moved as the earlier one did. `DataError` if OUT holds anything else."""
     path = out / "plan.json"
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; give a new folder.")
     if path.is_file():
         try:
             earlier = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            if earlier["codec_hash"] == plan.codec_hash:  # its name is in the manifest, by which runs know the data
+                plan = dataclasses.replace(plan, codec=earlier["codec"])
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged; give a new folder, or remove this one.") from error
         for key, value in json.loads(plan.to_json()).items():
             if earlier.get(key) != value:
@@ -123,11 +126,12 @@ def claim_plan(out: Path, plan: EncodingPlan) -> None:
                     f"{out} holds an encoding with {key}={old}, and this command says {new}. Give the same options to "
                     "continue it, or another folder."
                 )
-        return
+        return plan
     if out.exists() and any(entry.name != ".plan.json.tmp" for entry in out.iterdir()):
         raise DataError(f"{out} holds other files; give a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, plan.to_json())
+    return plan
 
 
 def check_nothing_skipped(out: Path, plan: EncodingPlan) -> None:
@@ -152,22 +156,24 @@ def encode_shards(
     ranks: int = 1,
     done: Callable[[int, int], None] = lambda pictures, encoded: None,
 ) -> None:
-    """Encode the shards of this rank (every `ranks`-th) that are not there yet; `done(pictures, encoded)` after each
-    batch, with the pictures it took and those encoded just now (0 for a shard that was there)."""
+    """Encode the shards of this rank (every `ranks`-th) that are not there as they were written; `done(pictures,
+    encoded)` after each batch, with the pictures it took and those encoded just now (0 for a shard that was there)."""
     folder = out / "shards"
     folder.mkdir(exist_ok=True)
     for shard in range(rank, plan.shards, ranks):
-        if finished_shard(folder, shard) is not None:
+        if finished_shard(folder, shard, compared=True) is not None:
             done(len(plan.indices(shard)), 0)
             continue
         _encode_shard(reader, codec, plan, folder, shard, device, done)
 
 
-def finished_shard(folder: Path, shard: int) -> dict[str, Any] | None:
-    """What a finished shard says of itself; None if it is not there whole."""
+def finished_shard(folder: Path, shard: int, compared: bool = False) -> dict[str, Any] | None:
+    """What a finished shard says of itself; None if it is not there whole: by its size, and if `compared` its bytes."""
     path = folder / shard_name(shard)
     try:
         record = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if compared and hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+            return None
         return record if os.path.getsize(path) == record["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -187,15 +193,12 @@ def _encode_shard(
     sums = np.zeros((3, plan.shape[0]))  # of the mean, its square and the variance, over every element of a channel
     for batch, results in _batches(reader, plan, shard):
         usable = [(index, result) for index, result in zip(batch, results, strict=True) if not isinstance(result, str)]
-        skipped += [
-            [reader.name(index), text] for index, text in zip(batch, results, strict=True) if isinstance(text, str)
-        ]
+        skipped += [[reader.name(i), text] for i, text in zip(batch, results, strict=True) if isinstance(text, str)]
         if usable:
             pictures = np.stack([picture for _, picture in usable])
             numbers = [index for index, _ in usable]
             encoded, measured = _encode(codec, plan, pictures, numbers, device)
-            for number, value in measured:
-                decibels.append([number, value])
+            decibels += [[number, value] for number, value in measured]
             half = encoded.astype(np.float16)
             stored = half.astype(np.float64)  # the statistics are of what will be read
             sums[0] += stored[:, :, 0].sum((0, 1, 3, 4))

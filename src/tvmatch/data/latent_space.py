@@ -11,6 +11,8 @@ from torch import Tensor
 from tvmatch.data.codecs import Codec, CodecError, open_codec
 from tvmatch.data.source import to_pictures
 
+REMEDY = "--codec gives its folder or name, if it lies elsewhere now"
+
 
 @dataclass(frozen=True)
 class LatentSpace:
@@ -51,12 +53,13 @@ class LatentSpace:
     def _per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return tuple(like.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.deviation))
 
-    def open_codec(self, spec: str | None = None) -> Codec:
-        """The codec of these latents, from where it was or from `spec`; `CodecError` if its hash is another."""
+    def open_codec(self, spec: str | None = None, remedy: str = REMEDY) -> Codec:
+        """The codec of these latents, from where it was or from `spec`; `CodecError`, with a remedy, if it is not there
+        or its hash is another."""
         try:
             return open_codec(spec or self.codec, self.codec_hash)
         except CodecError as error:
-            raise CodecError(f"{error} (--codec gives its folder or name, if it lies elsewhere now)") from error
+            raise CodecError(f"{error} ({remedy})") from error
 
     def to_header(self) -> dict[str, Any]:
         """As JSON values, for a checkpoint's header or a manifest."""
@@ -87,13 +90,13 @@ def decode_latents(space: LatentSpace, codec: Codec, x: Tensor, batch_size: int 
 
 
 def picture_maker(
-    space: LatentSpace | None, device: torch.device | str, codec: str | None = None
+    space: LatentSpace | None, device: torch.device | str, codec: str | None = None, remedy: str = REMEDY
 ) -> Callable[[Tensor], np.ndarray]:
     """A function from what a network draws, [N, C, h, w], to pictures uint8 [N, H, W, C]; for latents the codec is
-    opened now, on `device`, from `codec` if it has moved. Raises `CodecError`."""
+    opened now, on `device`, from `codec` if it has moved. Raises `CodecError`, which ends with `remedy`."""
     if space is None:
         return lambda x: to_pictures(x).cpu().numpy()
-    opened = space.open_codec(codec).to(device)
+    opened = space.open_codec(codec, remedy).to(device)
     return lambda x: to_pictures(decode_latents(space, opened, x)).numpy()
 
 

@@ -73,16 +73,21 @@ class LatentsSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def require_flips(self) -> None:
+        """Raise `DataError` unless mirrored pictures were encoded."""
+        if not self.flips:
+            raise DataError(
+                f"{self.folder}: mirrored pictures were not encoded (--no-flips); encode them, or train with --no-flip."
+            )
+
     def batch(
         self, indices: np.ndarray, flips: np.ndarray | None = None, seeds: np.ndarray | None = None
     ) -> np.ndarray:
         """Normalised latents float32 [B, C, h, w]: of the mirrored picture where `flips` says so; mean plus deviation
         times the noise that `seeds` draw, or the mean where there are none."""
         indices = checked_indices(indices, len(self))
-        if flips is not None and flips.any() and not self.flips:
-            raise DataError(
-                f"{self.folder}: mirrored pictures were not encoded (--no-flips); encode them, or train with --no-flip."
-            )
+        if flips is not None and flips.any():
+            self.require_flips()
         x = np.empty((len(indices), *self.shape), np.float32)
 
         def fill(here: slice) -> None:

@@ -20,19 +20,16 @@ def named(skipped: Sequence[tuple[str, str]]) -> str:
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     """The names of class folders from a file of lines `FOLDER name, other names`, such as
     `n01443537 goldfish, Carassius auratus` (ImageNet's LOC_synset_mapping.txt): the first name counts, and the whole
-    line where two folders share it. Lines of other folders are left alone. Raises `DataError`."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error}).") from error
+    line where two folders share it. A folder's name may hold blanks: of those that fit a line the longest counts. Lines
+    of other folders are left alone. Raises `DataError`."""
     full: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        folder, _, name = line.strip().partition(" ")
+    for number, line in enumerate(read_lines(path), 1):
+        folder, name = _folder_and_name(line.strip(), frozenset(folders))
         if not folder:
             continue
-        if not name.strip():
+        if not name:
             raise DataError(f"{path}, line {number}: {line!r} must be a folder's name, a space, and the class's name.")
-        if full.setdefault(folder, name.strip()) != name.strip():
+        if full.setdefault(folder, name) != name:
             raise DataError(f"{path}, line {number}: folder {folder!r} is named twice.")
     lacking = [folder for folder in folders if folder not in full]
     if lacking:
@@ -43,6 +40,26 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     if twice:
         raise DataError(f"{path}: two class folders are called {twice[0]!r}; names must differ.")
     return tuple(names)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without the mark that Windows writes before the first. Raises `DataError`."""
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(f"{path}: cannot be read as text ({error}){remedy}.") from error
+
+
+def _folder_and_name(line: str, folders: frozenset[str]) -> tuple[str, str]:
+    """The longest beginning of a line that is one of `folders` and leaves a name, else the first word; and the name."""
+    words = line.split(" ")
+    for count in range(len(words) - 1, 0, -1):
+        folder, name = (" ".join(part).strip() for part in (words[:count], words[count:]))
+        if folder in folders and name:
+            return folder, name
+    folder, _, name = line.partition(" ")
+    return folder, name.strip()
 
 
 def class_index(name: str, class_names: Sequence[str], num_classes: int) -> int:

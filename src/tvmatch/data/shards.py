@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tvmatch.data.decoding import SUFFIXES
+from tvmatch.data.naming import read_lines
 from tvmatch.data.progress import show_progress
 from tvmatch.data.source import DataError
 
@@ -127,11 +128,12 @@ def _shards(where: str | Path) -> list[Path]:
                 f"{text!r}: {{{low}..{high}}} names {max(count, 0)} shards; 1 to {MOST_SHARDS} can be read."
             )
         numbers = range(int(low), int(high) + 1)
-        shards = [Path(text[: match.start()] + f"{n:0{len(low)}}" + text[match.end() :]) for n in numbers]
+        names = [text[: match.start()] + f"{n:0{len(low)}}" + text[match.end() :] for n in numbers]
+        shards = [Path(name).expanduser() for name in names]
         missing = [shard for shard in shards if not shard.is_file()]
         if missing:
             raise DataError(f"{text!r}: there is no {missing[0]} ({len(missing)} of {count} are missing).")
-        return [shard.expanduser() for shard in shards]
+        return shards
     path = Path(where)
     return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".")) if path.is_dir() else [path]
 
@@ -229,7 +231,11 @@ def _class_names(path: Path, least: int) -> tuple[str, ...]:
         return ()
     if not path.is_file():
         return tuple(str(label) for label in range(least))
-    names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    names = [line.strip() for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(f"{path}, line {names.index('') + 1} is empty: each line names one class, from 0; remove it.")
     if len(names) < least or len(set(names)) < len(names):
         raise DataError(f"{path}: must hold {least} different names or more, one a line; it holds {len(set(names))}.")
     return tuple(names)

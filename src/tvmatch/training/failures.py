@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from tvmatch.data.source import DataError
 from tvmatch.training.checkpoint import last_checkpoint_text
+from tvmatch.training.config import TrainConfig
 from tvmatch.training.ranks import RanksError
 from tvmatch.training.state import TrainingState
 
@@ -57,6 +59,19 @@ def told_preparation(run: Path) -> Iterator[None]:
             f"before the first step: {memory_text(error)}. Nothing was written to {run}. Run the command with "
             "a larger --accumulate, with --recompute full, a smaller --batch-size or a smaller --network."
         ) from error
+
+
+def unreadable(error: DataError | OSError, config: TrainConfig, step: int) -> DataError | TrainingError:
+    """What to raise where the batch of `step` cannot be had: told apart from a disk that cannot be written, and with
+    what a remedy means for the run."""
+    kept = last_checkpoint_text(config.run)
+    if isinstance(error, OSError):
+        return TrainingError(f"step {step}: the data set cannot be read: {error}. {kept}")
+    go_on = "; the same command with --no-strict goes on with this run" if config.strict else ""
+    return DataError(
+        f"step {step}: {error} {kept} Data that is mended, or from which pictures are removed, is other data and needs "
+        f"another --run{go_on}."
+    )
 
 
 def memory_text(error: RuntimeError) -> str:

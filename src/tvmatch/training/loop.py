@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from tvmatch.data.latent_space import picture_maker
 from tvmatch.data.opening import open_source
 from tvmatch.data.prefetch import Prefetcher
-from tvmatch.data.source import Source, to_network_range
+from tvmatch.data.source import DataError, Source, contents, to_network_range
 from tvmatch.data.stream import ShuffledStream
 from tvmatch.objectives import Objective, Part
 from tvmatch.training.attention_probe import logit_figures, probe
@@ -26,7 +26,7 @@ from tvmatch.training.checkpoint import clear_unfinished, last_checkpoint_text, 
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
 from tvmatch.training.engine import outer_products, should_capture, should_compile, start_compilers
-from tvmatch.training.failures import TrainingError, told_failures, told_preparation
+from tvmatch.training.failures import TrainingError, told_failures, told_preparation, unreadable
 from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume, share_of
 from tvmatch.training.preview import default_w, draw_preview
@@ -60,8 +60,8 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
 
     `source` overrides `config.data`. Everything is written under `config.run`. Every process of a run that torchrun
     started calls it alike. Raises `DataError`, `RunFolderError`, `CheckpointError` or `ValueError` before training for
-    what cannot work, `TrainingError` when more than `config.max_skipped` steps in a row are not finite, `RanksError`
-    where processes differ or are gone.
+    what cannot work, `DataError` or `TrainingError` later for data that cannot be read, `TrainingError` when more than
+    `config.max_skipped` steps in a row are not finite, `RanksError` where processes differ or are gone.
     """
     with join_ranks(config.strategy, config.device) as ranks, outer_products(config.precision, ranks.device):
         check_shares(config, ranks.count)
@@ -95,6 +95,7 @@ def step_seed(seed: int, step: int) -> int:
 
 
 SAVE_FAILED = 1000  # a vote beyond every signal's number
+NO_CODEC = "if it lies elsewhere now, put it back, or train with --sample-every 0: only pictures of samples need it"
 
 
 class _Run:
@@ -125,7 +126,7 @@ class _Run:
         self.stream = ShuffledStream(len(self.source), config.batch_size, config.seed, ranks.rank, ranks.count)
         self.records: Records | None = None  # of rank 0
         self.draws = bool(config.sample_every) and (ranks.main or ranks.strategy == "fsdp")  # gathers its weights
-        self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device)
+        self.to_pictures = picture_maker(source.latent_space if self.draws else None, self.device, None, NO_CODEC)
         self.instruments = Instruments(state.skipped, ranks.count)
         self.seen: tuple[Tensor, Tensor] | None = None  # the last batch, for the attention probe
         self.since = time.perf_counter()
@@ -141,6 +142,7 @@ class _Run:
             stack.callback(self.saver.close)
             stack.enter_context(self.progress)
             stack.enter_context(self.ranks.exchanging())
+            self.progress.say(f"training on {contents(self.source)}")
             if state.step:
                 self.progress.say(f"continuing {config.run} after step {state.step}")
             elif self.records is not None and (lost := self.records.lost()) is not None:
@@ -182,14 +184,14 @@ class _Run:
         return SAVE_FAILED if self.saver.failed else int(caught[0]) if caught else 0
 
     def next_batch(self, batches: Prefetcher) -> tuple[Tensor, Tensor]:
-        """This rank's share of this step's batch. A source that cannot be read is told apart from a disk that cannot be
-        written."""
+        """This rank's share of this step's batch. Where it cannot be had the steps until now are saved first."""
         try:
             return next(batches)
-        except OSError as error:
-            raise TrainingError(
-                f"step {self.state.step}: the data set cannot be read: {error}. {last_checkpoint_text(self.config.run)}"
-            ) from error
+        except (DataError, OSError) as error:
+            if self.state.step and self.ranks.count == 1:  # other ranks are in their step, and would join no save
+                self.save()
+                self.saver.wait()
+            raise unreadable(error, self.config, self.state.step) from error
 
     def step(self, images: Tensor, label: Tensor) -> None:
         """One training step: loss, gradient, weights, averages."""

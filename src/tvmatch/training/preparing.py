@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tvmatch.data.latents import LatentsSource
 from tvmatch.data.source import Source
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
@@ -68,6 +69,8 @@ def prepare(
     """A fresh training state, the header that its checkpoints carry, and the module to call for a loss: the objective,
     made ready for the hardware, its tangents verified, and distributed over the ranks. Without `fresh` a checkpoint
     will be loaded into it, and `config.initial` is not asked for."""
+    if config.flip and isinstance(source, LatentsSource):
+        source.require_flips()  # the first batch would say so, in a folder that then refuses --no-flip
     channels, side, _ = source.shape
     asked = config if fresh else without_vain_options(config, source.num_classes)
     guidance = guidance_of(asked, source.num_classes)
