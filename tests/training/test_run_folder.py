@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -6,7 +7,17 @@ import pytest
 
 from tests.training.support import tiny_config
 from tvmatch.training.checkpoint import CheckpointError, checkpoint_path
-from tvmatch.training.run_folder import MAY_CHANGE, MetricsFile, RunFolderError, claim_run, open_run, read_config
+from tvmatch.training.loop import train
+from tvmatch.training.progress import TrainingProgress
+from tvmatch.training.run_folder import (
+    MAY_CHANGE,
+    MetricsFile,
+    RunFolderError,
+    claim_run,
+    open_run,
+    other_length,
+    read_config,
+)
 
 
 def make_run(run: Path, step: int | None = None, **changes) -> None:
@@ -216,3 +227,28 @@ def test_a_half_line_is_dropped(tmp_path: Path, half: str) -> None:
     path.write_bytes(b'{"step": 2}\n' + half.encode("latin1"))
     MetricsFile(path, 9).write({"step": 10})
     assert lines(path) == [{"step": 2}, {"step": 10}]
+
+
+def test_another_length_is_told_where_something_depends_on_it(tmp_path: Path) -> None:
+    def told(before: dict, now: dict, **options: object) -> str | None:
+        make_run(tmp_path / f"{before}{options}", **options, **before)
+        return other_length(tiny_config(tmp_path / f"{before}{options}", **options, **now))
+
+    four, six = {"steps": 4}, {"steps": 6}
+    assert told(four, six) is None  # a constant rate
+    assert told(four, four, decay_share=0.5) is None
+    decaying = told(four, six, decay_share=0.5)
+    assert "--steps 6 where this run had --steps 4: the new length holds for the learning rate from here" in decaying
+    assert "holds for the curriculum of alpha-flow from here on" in told(four, six, objective="alpha-flow")
+    both = told(four, six, decay_share=0.5, objective="consistency-training")
+    assert "for the learning rate and the curriculum of consistency-training from" in both
+    assert "--minutes 1 where this run had --minutes 0.5" in told({"minutes": 0.5}, {"minutes": 1.0}, decay_share=0.5)
+
+
+def test_a_run_that_gets_longer_says_what_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(TrainingProgress, "say", lambda self, text: said.append(text))
+    config = tiny_config(tmp_path / "run", steps=2, decay_share=0.5)
+    train(config, show=False)
+    train(dataclasses.replace(config, steps=3), show=False)
+    assert sum("--steps 3 where this run had --steps 2" in text for text in said) == 1

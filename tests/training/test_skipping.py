@@ -120,6 +120,8 @@ def test_the_run_stops_after_so_many_in_a_row(
         assert "The last good checkpoint is" in message
         assert "step_00000002" in message
         assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_00000002"]
+        last = lines(tmp_path / "run")[-1]  # what shows why
+        assert (last["step"], last["skipped_total"]) == (stop, allowed + 1)
         assert main(tiny_command(tmp_path / "run", max_skipped=2)) == 0  # more patience continues the run
     assert all(bool(value.isfinite().all()) for value in last_tensors(tmp_path / "run").values())
     assert int(last_tensors(tmp_path / "run")["skipped.total"]) == 2
@@ -175,6 +177,11 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, 
 skipped = SkippedSteps(torch.device("cpu"))
 values = [(1.0, float("nan"), 1.0, float("inf")), (1.0, 1.0, float("nan"), float("inf"))][rank]
 print([float(skipped.decide(torch.tensor(value), shared=True)) for value in values], int(skipped.longest))
+from tests.training.test_instruments import one_step
+from tvmatch.training.instruments import Instruments
+ours = Instruments(skipped, 2)
+one_step(ours, [1.0, float("nan")][rank], [2.0, 4.0][rank], 5)
+print(ours.read().skipped_text())
 dist.destroy_process_group()
 """
 
@@ -184,4 +191,6 @@ def test_all_ranks_decide_alike(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")], stdout=-1, text=True)
         for rank in range(2)
     ]
-    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["[0.0, 1.0, 1.0, 1.0] 3\n"] * 2
+    # the figures of a skipped step are means over the ranks too: those of one need not show why
+    told = "step 5: loss nan, terminal nan, boundary nan, gradient_norm 3\n"
+    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["[0.0, 1.0, 1.0, 1.0] 3\n" + told] * 2

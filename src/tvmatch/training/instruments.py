@@ -121,7 +121,7 @@ class Instruments:
         for names, part in zip(self.bin_names, bins, strict=True):
             by_time |= means(names, part)
             not_finite |= means(names, part[[2, 2]])
-        *last, last_step = self._last_skipped.tolist()
+        *last, last_step = (self._over_ranks(self._last_skipped) / self.ranks).tolist()
         reading = Reading(
             steps=self.steps,
             skipped=self.steps - used,

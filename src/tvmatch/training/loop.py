@@ -33,7 +33,7 @@ from tvmatch.training.preview import default_w, draw_preview
 from tvmatch.training.progress import TrainingProgress
 from tvmatch.training.ranks import Ranks, Vote, checksums, join_ranks
 from tvmatch.training.records import Records
-from tvmatch.training.run_folder import RunCompleteError, claim_run, open_run, other_shares
+from tvmatch.training.run_folder import RunCompleteError, claim_run, open_run, other_length, other_shares
 from tvmatch.training.saving import Saver
 from tvmatch.training.schedule import Schedule
 from tvmatch.training.signals import PATIENCE, collected_signals
@@ -82,11 +82,11 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
                 state, header, module = prepare(config, source, ranks, fresh=before is None)
                 if before is not None:
                     resume(state, header, before, ranks)
-            # only now is anything written: an option that cannot work must not leave a folder that then refuses the
-            # right one
+            length = ranks.on_main(lambda: before and other_length(config))
+            # only now is anything written: an option that cannot work must leave no folder that refuses the right one
             ranks.on_main(lambda: stack.enter_context(claim_run(config, before)) and None)
             stack.enter_context(told_failures(config.run, state))
-            return _Run(config, source, state, header, module, ranks, schedule, show).go()
+            return _Run(config, source, state, header, module, ranks, schedule, show).go(length)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -133,7 +133,7 @@ class _Run:
         self.images, self.seconds = 0, 0.0
         self.once: dict[str, float] = {}  # figures for the next line only
 
-    def go(self) -> TrainingResult:
+    def go(self, length: str | None) -> TrainingResult:
         config, state = self.config, self.state
         with contextlib.ExitStack() as stack:
             caught = stack.enter_context(collected_signals(PATIENCE if self.ranks.count > 1 else 0))
@@ -148,7 +148,7 @@ class _Run:
             elif self.records is not None and (lost := self.records.lost()) is not None:
                 self.progress.say(lost)
             changed = other_shares(config, state.step, self.header["share"])
-            for notice in filter(None, (changed, self.objective.notice())):
+            for notice in filter(None, (changed, length, self.objective.notice())):
                 self.progress.say(notice)
             vote, stop = Vote(self.ranks), 0
             while not self.schedule.over(state.step) and not (stop := vote(self.wish(caught))):
@@ -266,6 +266,8 @@ class _Run:
 
     def refuse(self, reading: Reading) -> None:
         """Too many steps in a row were not finite: stop, with weights that no such step has touched."""
+        if self.records is not None:  # what shows why
+            self.records.write(self.state.step, reading.scalars(), reading.tables(), reading.scalars_by_time())
         self.saver.wait()  # what is being written is of an earlier step, and good
         raise TrainingError(
             f"step {self.state.step}: {reading.longest_row} steps in a row were not finite, and --max-skipped allows "

@@ -17,6 +17,7 @@ from tvmatch.training.checkpoint import checkpoint_path, last_checkpoint, list_f
 from tvmatch.training.config import TrainConfig, from_yaml, to_yaml
 
 CONFIG = "config.yaml"
+CURRICULA = ("alpha-flow", "consistency-training")  # what they teach depends on the share of the training that is done
 UNFINISHED = ".config.yaml.tmp"  # left by a start that was killed while it wrote config.yaml
 
 # What a continued run may change: how long it goes on, what it reports, where it runs
@@ -118,6 +119,22 @@ def other_shares(config: TrainConfig, step: int, share: int) -> str | None:
         f"process and micro-step gets; until now that was within {earlier}. From here on this is another training: to "
         f"go on with the same one, give the number of processes and --accumulate with which each gets {earlier} "
         "(docs/distributed.md)."
+    )
+
+
+def other_length(config: TrainConfig) -> str | None:
+    """A sentence for a run that is about to continue with another length, where a step's learning rate or curriculum
+    depends on it; None where none does."""
+    earlier = read_config(config.run)
+    lengths = [f"--minutes {c.minutes:g}" if c.minutes is not None else f"--steps {c.steps}" for c in (earlier, config)]
+    curriculum = config.objective in CURRICULA
+    if lengths[0] == lengths[1] or not (config.decay_share or curriculum):
+        return None
+    follows = ["the learning rate"] if config.decay_share else []
+    follows += [f"the curriculum of {config.objective}"] if curriculum else []
+    return (
+        f"{lengths[1]} where this run had {lengths[0]}: the new length holds for {' and '.join(follows)} from here on. "
+        "That is another training than either length gives alone (docs/distributed.md)."
     )
 
 
