@@ -147,7 +147,8 @@ def test_lengths_of_pictures_come_from_the_table(folder, monkeypatch):
     for name, kind, lengths in (
         ("small", pyarrow.binary(), [5, 0, 70, -1, -1, 2]),
         ("large", pyarrow.large_binary(), [5, 0, 70, -1, -1, 2]),
-        ("lists", pyarrow.list_(pyarrow.uint8()), [0] * 6),
+        ("lists", pyarrow.list_(pyarrow.uint8()), [5, 0, 70, -1, -1, 2]),
+        ("views", pyarrow.binary_view(), [5, 0, 70, -1, -1, 2]),
     ):
         column = pyarrow.array(rows, pyarrow.struct({"bytes": kind}))
         pyarrow.parquet.write_table(pyarrow.table({"image": column}), folder / f"{name}.parquet")

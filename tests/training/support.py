@@ -1,6 +1,7 @@
 """What the tests of training and of the command line share: runs that take a second."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,17 @@ def steps_of_a_run(config: TrainConfig) -> Iterator[tuple[loop._Run, torch.Tenso
         indices = run.stream.indices(0)
         images, label = torch.from_numpy(source.batch(indices)), torch.from_numpy(source.labels[indices])
         yield run, images.to(ranks.device), label.to(ranks.device)
+
+
+def pids_of(folder: Path, program: str = "stand_in.py") -> list[int]:
+    """Of what runs a program, or with it, in the folder of a test."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = command.read_text().split("\0")
+        except OSError:  # it has ended
+            continue
+        mine = any(word.startswith(str(folder)) for word in words)
+        if mine and any(word.endswith(program) for word in words) and int(command.parent.name) != os.getpid():
+            found.append(int(command.parent.name))
+    return found

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.support import pids_of
+
 ROOT = Path(__file__).parents[2]
 # trains until it is told to end, and then takes a while to save; what compiles puts signals off until it has compiled,
 # and what measures ends at once
@@ -78,19 +80,6 @@ def wait_for(path: Path, text: str) -> None:
     while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def pids_of(folder: Path) -> list[int]:
-    """Of the stand-ins that run."""
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = command.read_text().split("\0")
-        except OSError:  # it has ended
-            continue
-        if str(folder / "stand_in.py") in words:
-            found.append(int(command.parent.name))
-    return found
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.support import pids_of
+
 ROOT = Path(__file__).parents[2]
 # trains for a while, or fails or waits for a signal where it is told to; its Frechet distance is average + w + seed
 STAND_IN = """
@@ -90,6 +92,13 @@ def noted(folder: Path) -> list[tuple[float, str, str]]:
     return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def wait_for_notes(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(noted(folder)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_every_seed_is_scored_at_what_the_first_chose_and_a_gpu_has_one_run_at_a_time(seeds, tmp_path: Path) -> None:
     process = seeds("--gpus", "3", "5")
     told, _ = process.communicate(timeout=60)
@@ -142,10 +151,7 @@ def test_a_signal_lets_every_run_save_and_begins_no_other(
 ) -> None:
     (tmp_path / "wait").touch()
     process = seeds("--gpus", "0", "1")
-    deadline = time.monotonic() + 30
-    while len(noted(tmp_path)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_notes(tmp_path, 3)
     if number == signal.SIGINT:  # nohup's is not heard
         process.send_signal(signal.SIGHUP)
     process.send_signal(number)
@@ -192,10 +198,7 @@ def test_runs_of_other_networks_have_a_mean_of_their_own(seeds, tmp_path: Path) 
 def test_what_a_killed_command_left_behind_keeps_the_folder(seeds, tmp_path: Path) -> None:
     (tmp_path / "wait").touch()
     process = seeds("--objectives", "mean-flow")
-    deadline = time.monotonic() + 30
-    while len(noted(tmp_path)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_notes(tmp_path, 2)
     process.kill()
     process.wait()
     try:
@@ -212,10 +215,7 @@ def test_what_a_killed_command_left_behind_keeps_the_folder(seeds, tmp_path: Pat
 def test_a_gpu_is_free_when_what_a_killed_run_began_is_gone(seeds, tmp_path: Path) -> None:
     (tmp_path / "wait").touch()
     process = seeds("--objectives", "mean-flow", "flow-matching", "--seeds", "0")
-    deadline = time.monotonic() + 30
-    while len(noted(tmp_path)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_notes(tmp_path, 2)
     (recipe,) = [pid for pid in pids_of(tmp_path, "cifar10_1gpu.sh") if os.getsid(pid) == pid]
     os.kill(recipe, signal.SIGKILL)
     time.sleep(1)
@@ -232,28 +232,11 @@ def test_a_gpu_is_free_when_what_a_killed_run_began_is_gone(seeds, tmp_path: Pat
 def test_a_signal_ends_the_statistics_too(seeds, tmp_path: Path) -> None:
     (tmp_path / "wait for statistics").touch()
     process = seeds()
-    deadline = time.monotonic() + 30
-    while not noted(tmp_path):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_notes(tmp_path, 1)
     process.terminate()
     told, _ = process.communicate(timeout=10)
     assert process.returncode == 143, told
     assert not pids_of(tmp_path)
-
-
-def pids_of(folder: Path, program: str = "stand_in.py") -> list[int]:
-    """Of what runs a program, or with it, in the folder of a test."""
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = command.read_text().split("\0")
-        except OSError:  # it has ended
-            continue
-        mine = any(word.startswith(str(folder)) for word in words)
-        if mine and any(word.endswith(program) for word in words) and int(command.parent.name) != os.getpid():
-            found.append(int(command.parent.name))
-    return found
 
 
 @pytest.mark.parametrize(

@@ -52,17 +52,19 @@ class TableRecords:
         return b""
 
     def sizes(self) -> np.ndarray:
-        """int64 [N]: bytes of each encoded picture, -1 where there are none. Only the offsets are read."""
+        """int64 [N]: bytes of each encoded picture, -1 where there are none. Only the offsets are read (of a column of
+        views, which has none, the pictures)."""
         import pyarrow
         import pyarrow.compute as pc
 
         sizes = [np.zeros(0, np.int64)]
         for part in self.table.with_format("arrow").iter(ROWS):
             encoded = pc.struct_field(part.column(self.column), "bytes")
-            try:
-                sizes.append(pc.fill_null(pc.binary_length(encoded), -1).to_numpy().astype(np.int64))
-            except pyarrow.ArrowNotImplementedError:  # lists and views, which have no such offsets
-                return np.zeros(len(self), np.int64)
+            if str(encoded.type) == "binary_view":
+                encoded = encoded.cast(pyarrow.large_binary())
+            nested = pyarrow.types.is_list(encoded.type) or pyarrow.types.is_large_list(encoded.type)
+            lengths = pc.list_value_length(encoded) if nested else pc.binary_length(encoded)
+            sizes.append(pc.fill_null(lengths, -1).to_numpy().astype(np.int64))
         return np.concatenate(sizes)
 
 

@@ -27,13 +27,21 @@ def _mapped_inside(x: Tensor) -> bool:
     return is_vmap and torch._C._functorch.is_batchedtensor(x)
 
 
-def refuse_tangents(gradients: Sequence[Tensor | None], where: str) -> None:
-    """RuntimeError if a gradient that comes back to a function carries a tangent: what it has saved carries none, and
-    the derivative of its backward would be wrong without a word."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(g is not None and forward_ad.unpack_dual(g).tangent is not None for g in gradients):
-        raise RuntimeError(
-            f"the tangent of a gradient of {where}: its backward cannot be differentiated in forward mode inside of a "
-            "dual level. Take the tangent inside and the gradient outside, or torch.func.jvp of torch.func.grad."
+def refuse_tangents(inputs: Sequence[object], what: str, remedy: str) -> None:
+    """RuntimeError if one of the tensors among `inputs` carries a tangent at the level that is being differentiated: it
+    would be dropped."""
+    for x in inputs:
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise RuntimeError(f"{what} would be dropped without a word: {remedy}")
+
+
+def refuse_dual_gradients(gradients: Sequence[Tensor | None], layer: str) -> None:
+    """RuntimeError if a gradient that comes back to a layer carries a tangent: what the layer has saved carries none,
+    and the derivative of its backward would be wrong without a word."""
+    if not torch.compiler.is_compiling():
+        refuse_tangents(
+            gradients,
+            f"the tangent of a gradient of {layer}",
+            "forward mode over its backward is not supported inside of a dual level; take the tangent inside and the "
+            "gradient outside, or torch.func.jvp of torch.func.grad",
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton
-from tvmatch.kernels.tangents import refuse_tangents
+from tvmatch.kernels.tangents import refuse_dual_gradients
 
 # Of a tile, 16 numbers a thread; in the backward a program takes so many tiles, the next two on their way while one is
 # computed. Measured on an H200 (benchmarks/fused_layers.py).
@@ -37,7 +37,7 @@ class _BiasedGelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_tangents(gradients, "gelu")
+        refuse_dual_gradients(gradients, "gelu")
         h, th, bias = ctx.saved_tensors
         gh, *gth, sums = torch.ops.tvmatch.biased_gelu_backward(h, th, bias, list(gradients))
         return gh, gth[0] if gth else None, sums.sum(dim=0).to(bias.dtype)

@@ -19,6 +19,8 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
+from tvmatch.kernels.tangents import refuse_tangents
+
 from . import reference
 from .checks import check_length_values
 from .rest import empty_rest
@@ -93,13 +95,6 @@ def _backward_fake(q, k, v, tq, tk, tv, kv_lengths, o, to, lse, mu, rest, do, dt
     return [torch.empty_like(x) for x in _present((q, k, v, tq, tk, tv))]
 
 
-def _refuse_tangents(tensors: tuple, what: str, remedy: str) -> None:
-    """Raise if a tensor carries a tangent at the level that is being differentiated: it would be dropped."""
-    for x in tensors:
-        if isinstance(x, Tensor) and fwAD.unpack_dual(x).tangent is not None:
-            raise RuntimeError(f"{what} would be dropped without a word: {remedy}")
-
-
 def _below_autograd(op, keyset, *args):
     """Run an operator under the current level of autograd.
 
@@ -148,7 +143,7 @@ class _DualAttention(torch.autograd.function._SingleLevelFunction):
 
 
 def _forward_autograd(keyset, *args):
-    _refuse_tangents(
+    refuse_tangents(
         args,
         "the tangent of an input of dual_attention",
         "call scaled_dot_product_attention with the dual tensors, or unpack them and pass tq, tk, tv. "
@@ -174,7 +169,7 @@ class _NoDoubleBackward(torch.autograd.function._SingleLevelFunction):
 
 
 def _backward_autograd(keyset, *args):
-    _refuse_tangents(
+    refuse_tangents(
         args,
         "the tangent of a gradient of dual_attention",
         "forward mode over its backward (a jvp around a grad) is not supported; "

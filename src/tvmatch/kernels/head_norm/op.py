@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx
 import tvmatch.kernels.dual_attention  # noqa: F401  (defines the attention operators)
 from tvmatch.kernels.elementwise import define_operators, launches_triton
 from tvmatch.kernels.projection import head_size, like_projections, sums_of_programs
-from tvmatch.kernels.tangents import refuse_tangents
+from tvmatch.kernels.tangents import refuse_dual_gradients
 
 TILE_ELEMENTS, BACKWARD_TILES = 2048, 4  # measured on an H200 (benchmarks/fused_layers.py)
 MAX_SIZE = 512
@@ -50,7 +50,7 @@ class _NormalisedHeads(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_tangents(gradients, "the norm of queries and keys")
+        refuse_dual_gradients(gradients, "the norm of queries and keys")
         qkv, *weights = ctx.saved_tensors
         gqkv, sums = torch.ops.tvmatch.head_norm_backward(qkv, None, weights, list(gradients), ctx.heads, ctx.eps)
         return gqkv, *sums.sum(dim=0).unbind(), None, None
@@ -71,7 +71,7 @@ class _DualAttentionOfQkv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, do: Tensor, dto: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_tangents((do, dto), "attention")
+        refuse_dual_gradients((do, dto), "attention")
         qkv, tqkv, q_weight, k_weight, *results = ctx.saved_tensors
         gqkv, gtqkv, sums = torch.ops.tvmatch.qkv_attention_backward(
             qkv, tqkv, [q_weight, k_weight], results, [do, dto], ctx.heads, ctx.eps

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton, two_parts
-from tvmatch.kernels.tangents import refuse_tangents
+from tvmatch.kernels.tangents import refuse_dual_gradients
 
 MAX_SIZE = 8192  # a row lives in the registers of one program
 FORWARD_ROWS = 4  # rows of one program, at least, one or a few at a time
@@ -94,7 +94,7 @@ class _ModulatedNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_tangents(gradients, "the modulated norm")
+        refuse_dual_gradients(gradients, "the modulated norm")
         saved, pair = ctx.saved_tensors, ctx.pair
         onward = any(gradient is not None for gradient in gradients[::2])
         gradients = [

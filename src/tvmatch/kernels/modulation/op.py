@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton
-from tvmatch.kernels.tangents import refuse_tangents
+from tvmatch.kernels.tangents import refuse_dual_gradients
 
 MAX_SIZE, MAX_CHUNKS = 8192, 8  # a chunk lives in the registers of one program; a pointer is handed over for each
 # Of fewer samples the compiler's own kernels take some 20 us a block (DiT-XL/2 at batch 64), and the final layer's two
@@ -47,7 +47,7 @@ class _NormalisedChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_tangents(gradients, "the modulation")
+        refuse_dual_gradients(gradients, "the modulation")
         m, tm = ctx.saved_tensors
         results = torch.ops.tvmatch.normalised_chunks_backward(m, tm, list(gradients), ctx.eps)
         return results[0], None if tm is None else results[1], None, None

@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx
 
 from tvmatch.kernels.elementwise import define_operators, launches_triton
 from tvmatch.kernels.projection import head_size, like_projections, sums_of_programs
-from tvmatch.kernels.tangents import refuse_tangents
+from tvmatch.kernels.tangents import refuse_dual_gradients
 
 MAX_TOKENS = MAX_SIZE = 64  # of a tile: four of its size are held in registers at once
 WARPS = 4
@@ -58,7 +58,7 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_tangents(gradients, "attention")
+        refuse_dual_gradients(gradients, "attention")
         qkv, tqkv, *weights = ctx.saved_tensors
         *streams, sums = torch.ops.tvmatch.short_attention_backward(
             qkv, tqkv, weights, list(gradients), ctx.heads, ctx.eps
