@@ -95,7 +95,7 @@ def decode(
 
 def _verify(png: Path | bytes) -> None:
     """Compare the checksums of a PNG that could be decoded: where the rest of a file is zeros the picture's is black.
-    It takes an opened image of its own, 0.03 ms and 0.4 ms a MB: 2% of the decoding at 1024 pixels, 20% at 64."""
+    It takes an opened image of its own."""
     with open_picture(png) as image:
         try:
             image.verify()
