@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cifar10_bars import bars_table, frechet
-from cifar10_runs import NAMES, Run, read_runs
+from cifar10_runs import NAMES, Run, alike, frechet_of, pair_of, read_runs
 from page_tables import with_tables
 from tvmatch.pictures import captioned, save_png
 
@@ -41,7 +41,7 @@ SHOWN = 6  # rows of samples in the picture of the README
 
 
 def quality_table(runs: list[Run]) -> str:
-    """A line for each run of 420 s that was scored, after what was measured before, and one for several seeds."""
+    """A line for each run of 420 s that was scored, after what was measured before, and one for seeds of one pair."""
     lines = [
         "| 420 s, DiT-S/4 | steps | average, w | FID-20k in 1 call | 2 calls | 4 calls |",
         "|---|---|---|---|---|---|",
@@ -57,11 +57,26 @@ def quality_table(runs: list[Run]) -> str:
         cells += ["{:g}, {:g}".format(*run.chosen)] + [f"{run.frechet(calls):.2f}" for calls in CALLS]
         lines.append(f"| {' | '.join(cells)} |")
     for method in dict.fromkeys(run.method for run in runs):
-        same = [run for run in runs if run.method == method]
+        same = alike(runs, method)
         if len(same) > 1:
             values = [[run.frechet(calls) for run in same] for calls in CALLS]
             cells = [f"**{mean(found):.2f}** ± {stdev(found):.2f}" for found in values]
             lines.append(f"| **{same[0].name}, {len(same)} seeds** | | | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def again_table(runs: list[Run]) -> str:
+    """Every seed that was trained twice: what it had, beside what its line above has."""
+    lines = [
+        "| 420 s, DiT-S/4 | commit | average, w | FID-20k in 1 call | 2 calls | 4 calls |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in of_seconds(runs, 420):
+        if run.before is None:
+            continue
+        for commit, evaluation in (run.before, (run.commit, run.scored)):
+            cells = [f"{run.name}, seed {run.seed}", commit, "{:g}, {:g}".format(*pair_of(evaluation))]
+            lines.append(f"| {' | '.join(cells + [f'{frechet_of(evaluation, calls):.2f}' for calls in CALLS])} |")
     return "\n".join(lines)
 
 
@@ -122,6 +137,7 @@ def time_table(runs: list[Run]) -> str:
 TABLES = {
     "cifar10 bars": bars_table,
     "cifar10": quality_table,
+    "cifar10 again": again_table,
     "cifar10 whole": long_table,
     "cifar10 scales": scales_table,
     "cifar10 time": time_table,
@@ -155,7 +171,7 @@ def draw(runs: list[Run], path: Path) -> None:
         begins.append((f"{found[CALLS[0]]:.3g}", "0.4", found[CALLS[0]]))
         ends.append((f"{found[CALLS[-1]]:.3g}  {name} (before)", "0.4", found[CALLS[-1]]))
     for method, colour in COLOURS.items():
-        scored = [run for run in runs if run.method == method]
+        scored = alike(runs, method)
         if not scored:
             continue
         means = [mean(run.frechet(calls) for run in scored) for calls in CALLS]
@@ -169,7 +185,7 @@ def draw(runs: list[Run], path: Path) -> None:
         heights = np.exp(spread([float(np.log(value)) for _, _, value in labels], 0.2))
         for (label, colour, _), height in zip(labels, heights, strict=True):
             left.text(place, height, label, color=colour, fontsize=9, va="center", ha=side)
-    left.set(xscale="log", yscale="log", xlim=(0.72, 15), ylim=(7, 500), xlabel="network calls a picture")
+    left.set(xscale="log", yscale="log", xlim=(0.72, 19), ylim=(7, 500), xlabel="network calls a picture")
     left.set_xticks(CALLS, [str(calls) for calls in CALLS])
     left.set_yticks((10, 20, 50, 100, 200), ("10", "20", "50", "100", "200"))
     left.minorticks_off()

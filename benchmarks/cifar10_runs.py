@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Run:
     whole: tuple[dict[str, Any], ...]  # rows of 50,000 samples
     tradeoff: dict[str, Any] | None
     choices: tuple[dict[str, Any], ...]
+    before: tuple[str, dict[str, Any]] | None  # commit and 20,000 samples of the same seed, trained before: `earlier/`
 
     @property
     def recipe(self) -> str:
@@ -65,14 +67,29 @@ class Run:
 
     def frechet(self, calls: int) -> float | None:
         """Of the 20,000 samples of so many calls."""
-        rows = [] if self.scored is None else self.scored["rows"]
-        return next((row["frechet"] for row in rows if row["nfe"] == calls), None)
+        return None if self.scored is None else frechet_of(self.scored, calls)
 
     @property
     def chosen(self) -> tuple[float, float]:
         """Evaluation average and guidance scale at which it was scored."""
         assert self.scored is not None
-        return self.scored["checkpoint"]["ema"], self.scored["rows"][0]["w"]
+        return pair_of(self.scored)
+
+
+def frechet_of(evaluation: dict[str, Any], calls: int) -> float | None:
+    """Of so many calls, None where they were not scored."""
+    return next((row["frechet"] for row in evaluation["rows"] if row["nfe"] == calls), None)
+
+
+def pair_of(evaluation: dict[str, Any]) -> tuple[float, float]:
+    """Its evaluation average and guidance scale."""
+    return evaluation["checkpoint"]["ema"], evaluation["rows"][0]["w"]
+
+
+def alike(runs: Iterable[Run], method: str) -> list[Run]:
+    """The seeds of a method that were scored at the average and w of its first; a mean of others too would mix."""
+    scored = [run for run in runs if run.method == method and run.scored is not None]
+    return [run for run in scored if run.chosen == scored[0].chosen]
 
 
 def read_phase(path: Path) -> Phase:
@@ -113,12 +130,15 @@ def read_run(folder: Path) -> Run:
     choices = tuple(json.loads(path.read_text()) for path in sorted(folder.glob("choose_*.json")))
     scored, tradeoff = load("evaluation_20000.json"), load("tradeoff.json")
     evaluations = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation*.json"))]
+    before = load("earlier/evaluation_20000.json")
+    if before is not None:
+        before = (folder / "earlier" / "commit.txt").read_text().strip(), before
     whole = [{"ema": e["checkpoint"]["ema"], **row} for e in evaluations if e["samples"] == 50_000 for row in e["rows"]]
     return Run(
         match["method"], int(match["seconds"]), int(match["seed"]), int(time[1]), config["network"],
         config.get("optimizer", "adamw"), config.get("jumps", "auto"), config["guidance"], config["batch_size"],
         (folder / "commit.txt").read_text().strip(), tuple(map(int, steps)), phases, scored, tuple(whole), tradeoff,
-        choices,
+        choices, before,
     )  # fmt: skip
 
 

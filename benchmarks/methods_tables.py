@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from cifar10_runs import Run
+from cifar10_runs import Run, alike
 from methods_plot import CALLS
 from methods_runs import budget_of
 
@@ -98,13 +98,13 @@ def cost_table(result: dict[str, Any]) -> str:
 
 
 def cifar10_table(runs: Sequence[Run]) -> str:
-    """Mean Frechet distance of each method over its seeds, the deviations beside."""
+    """Mean Frechet distance of each method over its seeds of one average and w, the deviations beside."""
     lines = [
         "| method | seeds | 1 call | 2 calls | 4 calls | deviation, 1 call | 2 calls | 4 calls |",
         "|" + "---|" * 8,
     ]
     for method in dict.fromkeys(run.method for run in runs):
-        same = [run for run in runs if run.method == method]
+        same = alike(runs, method)
         name = METHODS_OF_FOLDERS.get(method, method.replace("_", "-"))
         values = [[run.frechet(calls) for run in same] for calls in CALLS]
         means = [f"{mean(found):.{0 if mean(found) >= 99.5 else 1}f}" for found in values]

@@ -29,11 +29,11 @@
 #                      OPTIMIZER=muon EXTRA="--jumps wide" bash runs/cifar10_1gpu.sh ...      (EXTRA for terminal-velocity alone)
 #
 # Expected of the defaults on one H200, FID of 20,000 samples in 1 / 2 / 4 calls (docs/evaluation.md):
-#   terminal-velocity          18.1 / 12.2 / 10.7   (three seeds; those after 0 with PAIR="0.9995 2.5", which it had chosen)
-#   mean-flow                  37.3 / 14.0 / 13.2   (three seeds; PAIR="0.9995 2")
+#   terminal-velocity          18.1 / 12.25 / 10.8  (three seeds; those after 0 with PAIR="0.9995 2.5", which it had chosen)
+#   mean-flow                  35.7 / 13.9 / 13.1   (three seeds; PAIR="0.9995 2")
 #   consistency-training       31.4 / 15.9 / 16.0   (two seeds; PAIR="0.9995 1.5")
 #   inductive-moment-matching  34.4 / 15.4 / 13.15  (two seeds; PAIR="0.9995 1.25")
-#   flow-matching               291 / 103.4 / 36.9  (two seeds; EMAS=0.998 PAIR="0.998 1.5")
+#   flow-matching               254 / 93.2 / 35.2   (seed 0; EMAS=0.998)
 # and FID of 50,000 in 1 / 4 calls of that for 20 minutes: 9.07 / 5.89 (seed 0, w = 2, three noises in one call, of
 # which SEEDS=0 has 9.05; with AdamW and the paper's jumps after 24 minutes 12.05 / 6.65); without EXTRA and PAIR mean-flow
 # 30.6 / 10.5 and flow-matching 303.8 / 27.9 (seed 0).

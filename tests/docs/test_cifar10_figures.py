@@ -44,7 +44,7 @@ def test_tables_are_those_of_the_runs(figures) -> None:
 def test_recipe_readme_and_pages_tell_what_was_measured(figures) -> None:
     runs = figures.of_seconds(figures.read_runs(RESULTS), 420)
     means = {
-        method: [mean(run.frechet(calls) for run in runs if run.method == method) for calls in (1, 2, 4)]
+        method: [mean(run.frechet(calls) for run in figures.alike(runs, method)) for calls in (1, 2, 4)]
         for method in OBJECTIVES
     }
     script = (ROOT / "runs" / "cifar10_1gpu.sh").read_text()
@@ -81,6 +81,36 @@ def test_recipe_readme_and_pages_tell_what_was_measured(figures) -> None:
     for rows, digits in ((long, 2), (others[:3], 2), (others[3:], 1)):
         words = [f"{row['frechet']:.{digits}f}" for row in rows]
         assert f"{words[0]}, {words[1]} and {words[2]}" in " ".join(methods.split())
+
+
+def test_every_run_has_its_log_config_metrics_samples_and_figures() -> None:
+    """What makes a figure one that can be looked into: of all folders, those to come too."""
+    folders = [path for path in RESULTS.iterdir() if path.is_dir()]
+    assert len(folders) > 16
+    for folder in folders:
+        warm = "flow_matching" not in folder.name
+        names = ["config.yaml", "commit.txt", "time.txt", "train.log", "evaluate.log", "run_metrics.jsonl"]
+        names += ["warm_config.yaml", "warm_metrics.jsonl"] if warm else []
+        for name in names:
+            assert (folder / name).stat().st_size > 0, f"{folder.name} has no {name}"
+        for pattern in ("samples_*.png", "evaluation*.json", *(["nearest_*.png"] if warm else [])):
+            assert list(folder.glob(pattern)), f"{folder.name} has no {pattern}"
+
+
+def test_no_mean_is_taken_over_other_pairs_and_both_trainings_of_a_seed_are_told(figures) -> None:
+    runs = figures.of_seconds(figures.read_runs(RESULTS), 420)
+    assert [len(figures.alike(runs, method)) for method in OBJECTIVES] == [3, 3, 2, 2, 1]
+    pairs = {run.chosen for run in runs if run.method == "flow_matching"}
+    assert pairs == {(0.998, 2), (0.998, 1.5)}
+    assert "**flow matching" not in figures.quality_table(runs)
+    assert "**TVM, 3 seeds**" in figures.quality_table(runs)
+    again = figures.again_table(runs).splitlines()[2:]
+    assert len(again) == 12
+    assert again[0] == "| TVM, seed 1 | d689e99 | 0.9995, 2.5 | 17.94 | 11.90 | 10.50 |"
+    both = [
+        [float(line.split("|")[4]) for line in again if line.startswith(f"| {name},")] for name in ("TVM", "MeanFlow")
+    ]
+    assert max(both[0]) < min(both[1])  # ahead whichever training of a seed is taken
 
 
 def test_bars_are_judged_by_every_seed(figures) -> None:
