@@ -10,10 +10,11 @@
 # GPUS: of this machine (default: all). AT_A_TIME: samples that a GPU computes at once; 64 took 78 GiB of an H200.
 # With fewer than 32 GPUs a step takes several micro-steps, which are launched and not recorded: not measured, and slower.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PICTURES=${1:?give the training folder of ILSVRC2012}
-OUT=${2:?give a folder for latents and run}
+PICTURES=$(realpath -m "${1:?give the training folder of ILSVRC2012}")
+OUT=$(realpath -m "${2:?give a folder for latents and run}")
 CALLS=${3:-1}
+[[ ! -d ${CODEC:-} ]] || CODEC=$(realpath "$CODEC") # not a name, as those on the hub are
+cd "$(dirname "$0")/.."
 if [[ $CALLS != 1 && $CALLS != 4 ]]; then
     echo "CALLS is 1 or 4, as there are recipes for, not '$CALLS'" >&2
     exit 2

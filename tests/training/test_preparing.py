@@ -13,7 +13,6 @@ from tvmatch.data.arrays import source_from_arrays
 from tvmatch.data.codecs import CodecError
 from tvmatch.data.source import DataError
 from tvmatch.training.build import check_label_dropout
-from tvmatch.training.checkpoint import CheckpointError
 from tvmatch.training.config import ObjectiveName, TrainConfig, to_yaml
 from tvmatch.training.loop import train
 from tvmatch.training.trained import load_run
@@ -79,28 +78,6 @@ def test_what_goes_by_w_is_refused_where_w_is_always_1_but_an_earlier_run_goes_o
     assert load_run(tmp_path / "run").step == 4
     if labels is not None:
         train(dataclasses.replace(vain, run=tmp_path / "guided", guidance="1:2"), source=source, show=False)
-
-
-def test_unscaled_weights_of_another_run_go_on_without_guidance(tmp_path: Path) -> None:
-    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), LABELS)
-    given = tiny_config(tmp_path / "given", scaled=False, steps=1)
-    train(given, source=source, show=False)
-    config = tiny_config(tmp_path / "run", scaled=False, guidance="1", initial=str(given.run), steps=1)
-    train(config, source=source, show=False)
-
-
-def test_first_weights_of_another_run_may_have_been_made_otherwise(tmp_path: Path) -> None:
-    source = source_from_arrays(np.zeros((4, 8, 8, 1), np.uint8), LABELS)
-    given = tiny_config(tmp_path / "given", initialisation="xavier", steps=1)
-    train(given, source=source, show=False)
-    config = tiny_config(tmp_path / "run", initial=str(given.run), steps=1)
-    train(config, source=source, show=False)
-    message = "initialisation=xavier does nothing with --initial .*given, from which all weights come; leave it out"
-    with pytest.raises(ValueError, match=message):
-        train(dataclasses.replace(config, run=tmp_path / "other", initialisation="xavier"), source=source, show=False)
-    assert not (tmp_path / "other").exists()
-    with pytest.raises(CheckpointError, match="is of another architecture"):
-        train(dataclasses.replace(config, run=tmp_path / "other", qk_norm=False), source=source, show=False)
 
 
 def test_mirrored_latents_that_were_not_encoded_leave_no_folder_that_refuses_the_remedy(tmp_path: Path) -> None:

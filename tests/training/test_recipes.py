@@ -1,3 +1,4 @@
+import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -95,3 +96,22 @@ def test_run_scripts_are_sound_and_name_recipes_that_exist(name):
     empty = subprocess.run(["bash", str(script)], capture_output=True, text=True)
     assert empty.returncode != 0
     assert "give" in empty.stderr
+
+
+@pytest.mark.parametrize("name", ["imagenet256.sh", "imagenet512.sh", "cifar10.sh", "pictures.sh"])
+def test_places_are_those_of_whoever_calls(tmp_path, name):
+    """A script goes to the repository to find its parts, where a relative place would be another one."""
+    (tmp_path / "bin").mkdir()
+    for program in ("python3", "torchrun"):
+        (tmp_path / "bin" / program).write_text('#!/usr/bin/env bash\necho "$@" >> "$TRACE"\n')
+        (tmp_path / "bin" / program).chmod(0o755)
+    for folder in ("vae", "pictures"):
+        (tmp_path / folder).mkdir()
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "TRACE": str(tmp_path / "trace"), "GPUS": "1", "CODEC": "vae"}
+    places = ["mine", "data.npz"] if name == "cifar10.sh" else ["pictures", "mine"]
+    subprocess.run(["bash", RUNS / name, *places], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    words = (tmp_path / "trace").read_text().split()
+    ours = [word for word in words if any(place in word.split("/") for place in (*places, "vae"))]
+    assert len(ours) > 2
+    assert all(word.startswith(f"{tmp_path}/") for word in ours)

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.training.support import last_tensors, tiny_config, tiny_network
+from tests.training.support import tiny_config, tiny_network
 from tvmatch.training import schedule as module
-from tvmatch.training.checkpoint import CheckpointError, list_checkpoints, read_header
+from tvmatch.training.checkpoint import list_checkpoints, read_header
 from tvmatch.training.loop import train
 from tvmatch.training.run_folder import RunFolderError
 from tvmatch.training.schedule import Schedule
@@ -92,27 +91,6 @@ def test_a_run_ends_in_time_and_goes_on_with_more(tmp_path: Path, clock: Clock) 
     second = train(dataclasses.replace(config, minutes=0.2), show=False)
     assert second.step > first.step
     assert 12 <= read_header(list_checkpoints(config.run)[-1])["seconds"] < 13
-
-
-def test_a_start_from_the_average_of_another_run(tmp_path: Path) -> None:
-    """With a learning rate of almost nothing, what comes out is what went in."""
-    given = tiny_config(tmp_path / "given", objective="flow-matching", learning_rate=1e-2, steps=4)
-    train(given, show=False)
-    config = tiny_config(tmp_path / "run", initial=str(given.run), learning_rate=1e-20, warmup_steps=0, steps=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "tvmatch.networks.modulated.init_spectral_", None
-        )  # initial weights are not made to be thrown away
-        train(config, show=False)
-    before, after = last_tensors(given.run), last_tensors(config.run)
-    names = [name.removeprefix("ema.0.9.") for name in before if name.startswith("ema.0.9.")]
-    assert names
-    for name in names:
-        assert torch.equal(before[f"ema.0.9.{name}"], after[f"flow.{name}"])
-    # continued, it asks for that run no longer
-    train(dataclasses.replace(config, steps=3), show=False)
-    with pytest.raises(CheckpointError, match=r"is of another architecture: .*, scaled True; not "):
-        train(tiny_config(tmp_path / "other", initial=str(given.run), scaled=False), show=False)
 
 
 @pytest.mark.parametrize(("name", "value"), [("minutes", 0.0), ("minutes", "1"), ("decay_share", 1.5), ("initial", 3)])

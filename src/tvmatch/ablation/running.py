@@ -25,8 +25,9 @@ from tvmatch.guidance import check_scale
 from tvmatch.training.build import build_flow, build_objective, check_label_dropout, network_shape
 from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
+from tvmatch.training.initial import load_initial
 from tvmatch.training.loop import TrainingError, train
-from tvmatch.training.preparing import check_shares, load_initial
+from tvmatch.training.preparing import check_shares
 from tvmatch.training.signals import collected_signals
 from tvmatch.training.trained import load_run
 
@@ -46,13 +47,14 @@ def check_cell(cell: Cell) -> list[str]:
     check_shares(cell.config, processes=1)
     source = open_task(cell.task, cell.config)
     channels, side, _ = source.shape
+    class_names = source.class_names
     shape = network_shape(cell.config, side, channels, source.num_classes)
     check_label_dropout(cell.config, source.labels)
     source.close()
     config, device = cell.config, choose_device(cell.config.device)
     flow = build_flow(config, shape)
     if config.initial is not None:
-        load_initial(flow, Path(config.initial))
+        load_initial(flow, Path(config.initial), class_names)
     should_capture(config.graphs, device, 1, config.accumulate)
     dtype, compiled = compute_dtype(config.precision, device), should_compile(config.compile, device)
     prepare_objective(build_objective(config, flow), dtype, compiled, config.recompute)

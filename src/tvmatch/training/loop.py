@@ -27,6 +27,7 @@ from tvmatch.training.config import TrainConfig
 from tvmatch.training.distributed import gradient_exchange
 from tvmatch.training.engine import outer_products, should_capture, should_compile, start_compilers
 from tvmatch.training.failures import TrainingError, told_failures, told_preparation, unreadable
+from tvmatch.training.initial import other_start
 from tvmatch.training.instruments import Instruments, Reading
 from tvmatch.training.preparing import check_shares, options_of, prepare, resume, share_of
 from tvmatch.training.preview import default_w, draw_preview
@@ -82,11 +83,11 @@ def train(config: TrainConfig, source: Source | None = None, show: bool = True) 
                 state, header, module = prepare(config, source, ranks, fresh=before is None)
                 if before is not None:
                     resume(state, header, before, ranks)
-            length = ranks.on_main(lambda: before and other_length(config))
+            start = ranks.on_main(lambda: other_length(config) if before else other_start(config, header))
             # only now is anything written: an option that cannot work must leave no folder that refuses the right one
             ranks.on_main(lambda: stack.enter_context(claim_run(config, before)) and None)
             stack.enter_context(told_failures(config.run, state))
-            return _Run(config, source, state, header, module, ranks, schedule, show).go(length)
+            return _Run(config, source, state, header, module, ranks, schedule, show).go(start)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -133,7 +134,7 @@ class _Run:
         self.images, self.seconds = 0, 0.0
         self.once: dict[str, float] = {}  # figures for the next line only
 
-    def go(self, length: str | None) -> TrainingResult:
+    def go(self, start: str | None) -> TrainingResult:
         config, state = self.config, self.state
         with contextlib.ExitStack() as stack:
             caught = stack.enter_context(collected_signals(PATIENCE if self.ranks.count > 1 else 0))
@@ -148,7 +149,7 @@ class _Run:
             elif self.records is not None and (lost := self.records.lost()) is not None:
                 self.progress.say(lost)
             changed = other_shares(config, state.step, self.header["share"])
-            for notice in filter(None, (changed, length, self.objective.notice())):
+            for notice in filter(None, (changed, start, self.objective.notice())):
                 self.progress.say(notice)
             vote, stop = Vote(self.ranks), 0
             while not self.schedule.over(state.step) and not (stop := vote(self.wish(caught))):
@@ -241,8 +242,7 @@ class _Run:
         self.seconds += seconds
         speed = reading.steps * self.config.batch_size / seconds
         scalars = {**reading.scalars(), "images_per_second": speed, "training_seconds": self.schedule.seconds()}
-        scalars["learning_rate"] = self.state.optimizer.param_groups[0]["lr"]
-        scalars |= self.once
+        scalars |= {"learning_rate": self.state.optimizer.param_groups[0]["lr"]} | self.once
         self.once = {}
         logits, by_block = logit_figures(self.attention_logits())
         scalars |= logits

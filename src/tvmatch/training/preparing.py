@@ -2,14 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from tvmatch.data.latents import LatentsSource
 from tvmatch.data.source import Source
-from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import parse_guidance
 from tvmatch.networks.probe import verify_tangents
 from tvmatch.training.build import (
@@ -27,10 +25,10 @@ from tvmatch.training.distributed import distribute
 from tvmatch.training.ema import EvaluationEma
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.header import network_from_header, network_to_header
+from tvmatch.training.initial import load_initial
 from tvmatch.training.optimizers import build_optimizer
 from tvmatch.training.ranks import Ranks, checksums
 from tvmatch.training.state import TrainingState
-from tvmatch.training.trained import load_run
 
 
 def share_of(config: TrainConfig, ranks: Ranks) -> int:
@@ -89,7 +87,7 @@ def prepare(
         with device:  # initial weights are normalised on the device: quick for large networks on a GPU
             flow = build_flow(config, shape, initialise=not loaded)
     if loaded:
-        load_initial(flow, Path(config.initial))
+        load_initial(flow, Path(config.initial), source.class_names)
     objective = build_objective(asked, flow, deviation_of(source))
     ema = EvaluationEma(flow, config.evaluation_ema)
     dtype = compute_dtype(config.precision, device)
@@ -132,26 +130,6 @@ def options_of(config: TrainConfig, source: Source) -> dict[str, str]:
     """What every rank must have been told alike."""
     options = {f.name: repr(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return options | {"the data set": source.fingerprint, "the version of PyTorch": torch.__version__}
-
-
-def load_initial(flow: FlowMap, run: Path) -> None:
-    """Copy the slowest averaged weights of a trained run; `CheckpointError` if it is of another architecture."""
-    trained = load_run(run)
-    theirs, ours = (_architecture(each) for each in (trained.flow, flow))
-    if theirs != ours:
-        raise CheckpointError(
-            f"--initial {run} is of another architecture: {theirs[0]}, scaled {theirs[1]}; not {ours[0]}, scaled "
-            f"{ours[1]}."
-        )
-    flow.load_state_dict(trained.flow.state_dict())
-
-
-def _architecture(flow: FlowMap) -> tuple[Any, bool]:
-    """What two flow maps must share for weights of one to fit the other: not how their first weights were made."""
-    config = getattr(flow.network, "config", None)
-    if hasattr(config, "initialisation"):
-        config = dataclasses.replace(config, initialisation=TrainConfig().initialisation)
-    return config, flow.scaled
 
 
 def resume(state: TrainingState, header: dict, path: Path, ranks: Ranks) -> None:

@@ -77,15 +77,7 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
 
     Raises `RunFolderError` or `CheckpointError` for a folder or a file that will not do.
     """
-    if run.suffix == ".safetensors" and run.is_file():
-        path = run
-    else:
-        read_config(run)
-        last = last_checkpoint(run)
-        found = list_files(run) if last is None else [last]
-        if not found:
-            raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
-        path = found[-1]
+    path = weights_of(run)
     header = read_header(path)
     ema = choose_average(path, averages_in(path), ema)
     shape = network_from_header(header.get("network"), str(path))
@@ -106,6 +98,18 @@ def load_run(run: Path, ema: float | None = None, device: str | torch.device = "
         latent_space=latent_space_from_header(header, str(path)),
         nfe=header.get("nfe", 1),
     )
+
+
+def weights_of(run: Path) -> Path:
+    """The last checkpoint of a run, or the exported file that `run` is; raises as `load_run`."""
+    if run.suffix == ".safetensors" and run.is_file():
+        return run
+    read_config(run)
+    last = last_checkpoint(run)
+    found = list_files(run) if last is None else [last]
+    if not found:
+        raise CheckpointError(f"{run} has no checkpoint yet; train it first: tvmatch train --run {run}")
+    return found[-1]
 
 
 def latent_space_from_header(header: dict[str, Any], source: str) -> LatentSpace | None:
