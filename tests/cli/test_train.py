@@ -1,4 +1,4 @@
-"""What `tvmatch train` prints and refuses; whole runs, signals and disks are in tests/training/test_loop.py."""
+"""What `tvmatch train` prints and refuses; whole runs, signals and disks are in tests/training."""
 
 from pathlib import Path
 

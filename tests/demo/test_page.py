@@ -195,7 +195,7 @@ def test_the_command_speaks_to_nobody_ends_on_a_signal_and_leaves_nothing(run: P
     finally:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, b"", b"")
+    assert (process.returncode, out, err) == (0, b"", b""), err.decode()
     assert [path.name for path in (tmp_path / "tmp").iterdir()] == []
     hosts = set((tmp_path / "hosts").read_text().split())
     assert "127.0.0.1" in hosts  # the note is taken

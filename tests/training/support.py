@@ -1,11 +1,17 @@
 """What the tests of training and of the command line share: runs that take a second."""
 
 import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,3 +105,44 @@ def pids_of(folder: Path, program: str = "stand_in.py") -> list[int]:
         if mine and any(word.endswith(program) for word in words) and int(command.parent.name) != os.getpid():
             found.append(int(command.parent.name))
     return found
+
+
+PROGRAM = (
+    "from tests.training.support import register_tiny; register_tiny(); from tvmatch.cli import main; exit(main())"
+)
+
+
+def run(config: TrainConfig, **keywords) -> None:
+    loop.train(config, show=False, **keywords)
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without the clock's share."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clocks = {"images_per_second", "training_seconds", "seconds_until_first_step"}
+    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
+
+
+def pictures(count: int = 12, side: int = 8, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    """`tvmatch` in a process of its own, which knows the tiny network."""
+    # a shell may have started the tests in the background, with SIGINT ignored, and children inherit that
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_until_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Return once the metrics of `step` are written; fail if the process ends before."""
+    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or f'"step": {step},' not in path.read_text():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.support import tiny_command
-from tests.training.test_loop import PROGRAM, wait_until_step
+from tests.training.support import PROGRAM, tiny_command, wait_until_step
 from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.progress import TrainingProgress
 
