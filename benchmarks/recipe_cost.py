@@ -30,8 +30,9 @@ def main() -> None:
             print(f"{what}: no step on {'x'.join(map(str, recipe.shape))} was measured in {options.results.name}")
         else:
             way = "recorded" if row.get("graph") else "launched"
+            shown = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
             print(
-                f"{what} at {row['images_per_second']:.1f} images/s on one {results['device']}: {hours:,.0f} GPU-hours "
+                f"{what} at {row['images_per_second']:.1f} images/s on one {results['device']}: {shown} GPU-hours "
                 f"(a projection from a {way} step of {row['batch']} samples, recompute {row['policy']}, commit "
                 f"{row.get('commit', results['commit'])})"
             )

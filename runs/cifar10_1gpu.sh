@@ -19,7 +19,7 @@
 #
 # Every average of EMAS and every scale of EVALUATE_W is scored with CHOOSE samples in one call (flow matching in the last
 # of NFE), of the noise of CHOOSE_SEED; the best pair then with ALSO and SAMPLES of each of SEEDS in NFE calls, and that
-# average at all of EVALUATE_W with CHOOSE. (Committed runs of seed 0 chose with the noise that they were then scored with.)
+# average at all of EVALUATE_W with CHOOSE. (TVM's committed seed 0 of 420 s chose with the noise that it was then scored with.)
 # W is one scale or a range, for which EVALUATE_W must name scales in it. PAIR="AVERAGE W" scores there and chooses nothing:
 # for further seeds. Figures, samples, configs and logs go to RESULTS (default OUT/results; some 2 MB, no weights); those of
 # another choice, or of other samples, w, calls or seeds, leave it for OUT/earlier. STAGES says what is done now.

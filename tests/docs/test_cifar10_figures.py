@@ -113,6 +113,52 @@ def test_no_mean_is_taken_over_other_pairs_and_both_trainings_of_a_seed_are_told
     assert max(both[0]) < min(both[1])  # ahead whichever training of a seed is taken
 
 
+def test_what_the_page_says_beside_its_tables_is_measured(figures) -> None:
+    """Ranges and orders in sentences, which no table is made of: they stay behind when a seed is trained again."""
+    runs = figures.read_runs(RESULTS)
+    page, paper_map = (
+        " ".join((ROOT / "docs" / name).read_text().split()) for name in ("evaluation.md", "paper_map.md")
+    )
+
+    def between(values: list[float], digits: int) -> str:
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    short = figures.of_seconds(runs, 420)
+    rows = {
+        method: [row for run in short if run.method == method for row in run.scored["rows"]] for method in OBJECTIVES
+    }
+    recall = {method: [row["recall"] for row in rows[method] if row["nfe"] > 1] for method in OBJECTIVES}
+    two = recall["consistency_training"] + recall["inductive_moment_matching"]
+    assert f"({between(two, 2)} against {between(recall['tvm'], 2)})" in page
+    long = [row["recall"] for run in runs if run.method == "tvm" and run.seconds > 420 for row in run.whole]
+    told = (
+        f"(TVM's {between(long, 2)} of the long runs, {between([row['recall'] for row in rows['tvm']], 2)} after 420 s)"
+    )
+    assert told in page
+    first = {
+        method: [
+            (run.before[1] if run.before else run.scored)["rows"][0]["frechet"] for run in short if run.method == method
+        ]
+        for method in ("tvm", "mean_flow")
+    }
+    assert f"in one call {between(first['tvm'], 1)} against {between(first['mean_flow'], 1)}" in page
+    for method, name in (("tvm", "to TVM"), ("mean_flow", "to MeanFlow")):
+        run = next(run for run in short if run.method == method)
+        scores = [row["frechet"] for choice in run.choices for row in choice["rows"] if row["w"] == run.chosen[1]]
+        assert f"{name} ({between(scores, 2)} at w = {run.chosen[1]:g})" in page
+    best = {}
+    for run in runs:
+        if run.tradeoff is not None:
+            by_calls = [[row for row in run.tradeoff["rows"] if row["nfe"] == calls] for calls in (1, 2, 4)]
+            best[run.method, run.seconds] = [min(found, key=lambda row: row["frechet"])["w"] for found in by_calls]
+    falls = {run for run, scales in best.items() if scales[0] > scales[1] >= scales[2]}
+    assert falls == {("tvm", 420), ("tvm", 1200), ("mean_flow", 1200), ("flow_matching", 420)}
+    for run in falls - {("tvm", 1200)}:  # whose eight calls are told with them
+        assert "{:g}, {:g} and {:g}".format(*best[run]) in page
+    assert "flow matching's after 420 s: {:g}, {:g} and {:g}".format(*best["flow_matching", 420]) in page
+    assert "flow matching's alone, {:g}, {:g} and {:g}".format(*best["flow_matching", 420]) in paper_map
+
+
 def test_bars_are_judged_by_every_seed(figures) -> None:
     runs = figures.read_runs(RESULTS)
     table = figures.bars_table(runs)

@@ -101,6 +101,8 @@ def test_blocks_run(page: Path, capsys: pytest.CaptureFixture) -> None:
                 exec(code, namespace)
         for words in block.commands:
             check_command(block, words)
+            said = capsys.readouterr().err
+            assert "not seen in training" not in said, f"{block.place}: {' '.join(words)} warns a reader: {said}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

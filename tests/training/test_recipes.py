@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_the_cost_is_that_of_the_fastest_measured_step_of_the_same_kind():
         {**row, "objective": "flow-matching", "images_per_second": 7000.0},
         {**row, "gpus": 2, "images_per_second": 6000.0},
         {**row, "terminal_every": 4, "images_per_second": 5000.0},
+        {**row, "optimizer": "muon", "images_per_second": 4000.0},
         {"network": "DiT-XL/2", "policy": "none", "error": "out of memory"},
     ]
     recipe = RECIPES["imagenet256-1"]
@@ -82,6 +84,13 @@ def test_the_cost_is_that_of_the_fastest_measured_step_of_the_same_kind():
     rows = [*others, {**row, "images_per_second": 100.0}, {**row, "images_per_second": 200.0}]
     assert fastest_row(recipe, rows) is rows[-1]
     assert projected_gpu_hours(recipe, rows) == pytest.approx(300_000 * 2048 / 200 / 3600)
+
+
+def test_the_cost_of_minutes_is_told_as_more_than_nothing():
+    """And of the recipe's own optimiser, which the committed results have."""
+    script = RUNS.parent / "benchmarks" / "recipe_cost.py"
+    told = subprocess.run([sys.executable, script, "cifar10"], capture_output=True, text=True, check=True).stdout
+    assert "at 4317.0 images/s on one NVIDIA H200: 0.33 GPU-hours" in told
 
 
 @pytest.mark.parametrize("name", ["imagenet256.sh", "imagenet512.sh", "cifar10.sh", "cifar10_1gpu.sh", "pictures.sh"])

@@ -113,12 +113,13 @@ def find_recipe(name: str) -> Recipe:
 
 
 def fastest_row(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of the fastest step on one GPU that was measured for the recipe's network, data, objective and share of
-    jumps; `rows` as `benchmarks/train_step.py` writes them. None where there is none."""
+    """The row of the fastest step on one GPU that was measured for the recipe's network, data, objective, share of
+    jumps and optimiser; `rows` as `benchmarks/train_step.py` writes them. None where there is none."""
     config, shape = recipe.config(), "x".join(map(str, recipe.shape))
     wanted = {"network": config.network, "data": shape, "objective": config.objective, "gpus": 1}
-    wanted["terminal_every"] = config.terminal_every
-    fitting = [row for row in rows if all(({"terminal_every": 1} | row).get(key) == wanted[key] for key in wanted)]
+    wanted |= {"terminal_every": config.terminal_every, "optimizer": config.optimizer}
+    before = {"terminal_every": 1, "optimizer": "adamw"}  # what rows do not say that are older than the choice
+    fitting = [row for row in rows if all((before | row).get(key) == wanted[key] for key in wanted)]
     return max(fitting, key=lambda row: row["images_per_second"], default=None)
 
 
