@@ -21,7 +21,7 @@ SEEDS, SHARE = 20, 0.2
 
 
 def pixels(split: str) -> torch.Tensor:
-    return torch.from_numpy(digits_source(split).images).flatten(1).double() / 255
+    return torch.tensor(digits_source(split).images).flatten(1).double() / 255
 
 
 def main() -> None:
