@@ -1,5 +1,6 @@
 """The tasks of ablations: what is trained, and how it is judged."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source, to_network_range
 from tvmatch.interpolant import interpolate
 from tvmatch.metrics.report import evaluate_run
-from tvmatch.sampling import METHODS, draw
+from tvmatch.sampling import METHODS, draw, seeded_noise
 from tvmatch.theory import velocity_lipschitz, w2_samples
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.run_folder import read_config
@@ -61,7 +62,8 @@ def judge(
     """A row of figures for each number of calls and each guidance scale. Empty if the samples are not finite.
 
     points    map_error: root mean square distance between a jump's end and where the exact guided flow takes the same
-              noise; w2: between the two sets of ends
+              noise (of consistency models in several calls, which put other noise in, only w2 tells something); w2:
+              between the two sets of ends
     pictures  `tvmatch.metrics.report`: Frechet distance in pixel values and, for digits, the judge's class accuracy
     """
     classes = trained.flow.network.num_classes
@@ -76,7 +78,10 @@ def judge(
 
 def _points_row(trained: TrainedRun, nfe: int, w: float, samples: int) -> dict[str, Any]:
     noise, label, exact = exact_samples(samples, w)
-    ends = METHODS[trained.method](trained.flow, noise[:, :, None, None], label, w, nfe).flatten(1).double()
+    # a result depends on its cell alone, and not on what torch's global stream has given before
+    numbered = functools.partial(seeded_noise, 0, range(samples), trained.flow.network.data_shape)
+    fresh = {"fresh": numbered} if trained.method == "consistency" else {}
+    ends = METHODS[trained.method](trained.flow, noise[:, :, None, None], label, w, nfe, **fresh).flatten(1).double()
     distance = (ends - exact).square().sum(1).mean().sqrt()
     return {"nfe": nfe, "w": w, "map_error": float(distance), "w2": w2_samples(ends, exact)}
 
