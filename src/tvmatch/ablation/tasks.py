@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tvmatch.ablation.points import PointSource, exact_samples
 from tvmatch.ablation.study import TaskName
+from tvmatch.checks import NotFiniteError
 from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source, to_network_range
 from tvmatch.interpolant import interpolate
@@ -66,14 +67,21 @@ def judge(
               between the two sets of ends
     pictures  `tvmatch.metrics.report`: Frechet distance in pixel values and, for digits, the judge's class accuracy
     """
-    classes = trained.flow.network.num_classes
-    for w in scales:
-        x = draw(trained.flow, torch.arange(64) % classes if classes else torch.full((64,), -1), w, max(calls))
-        if not bool(x.isfinite().all()):
-            return []
+    if not all(_finite(trained, w, max(calls)) for w in scales):
+        return []
     if task == "pictures":
         return evaluate_run(run, trained, calls, scales, samples, seed=0)
     return [_points_row(trained, nfe, w, samples) for w in scales for nfe in calls]
+
+
+def _finite(trained: TrainedRun, w: float, nfe: int) -> bool:
+    """Whether 64 samples are finite, drawn as the run is judged."""
+    classes = trained.flow.network.num_classes
+    label = torch.arange(64) % classes if classes else torch.full((64,), -1)
+    try:
+        return bool(draw(trained.flow, label, w, nfe, method=trained.method).isfinite().all())
+    except NotFiniteError:  # of one call, which the next refuses
+        return False
 
 
 def _points_row(trained: TrainedRun, nfe: int, w: float, samples: int) -> dict[str, Any]:
