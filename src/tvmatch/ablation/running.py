@@ -152,12 +152,18 @@ def _collect(results: Any, processes: list, count: int, caught: list[signal.Sign
     while count:
         if caught:
             raise Interrupted(caught[0])
+        ended = all(process.exitcode is not None for process in processes)  # before: what the last one gave is there
         try:
             found = results.get(timeout=0.5)
         except queue.Empty:
             dead = [process for process in processes if process.exitcode not in (None, 0)]
             if dead and not caught:
                 raise RuntimeError(f"a worker died with exit code {dead[0].exitcode}.") from None
+            if ended and not caught:  # one that a signal stops in the middle of a run ends without a result of it
+                raise RuntimeError(
+                    f"all workers have ended, and {count} run{'s have' if count > 1 else ' has'} no result; the same "
+                    "command continues."
+                ) from None
             continue
         if isinstance(found, BaseException):
             raise found
