@@ -95,8 +95,8 @@ def _points_row(trained: TrainedRun, nfe: int, w: float, samples: int) -> dict[s
 
 
 def lipschitz(task: TaskName, run: Path, trained: TrainedRun) -> float:
-    """The largest |du/dx| of the trained velocity on noisy data at `TIMES`, at the scale it is judged with: an estimate
-    from below of its Lipschitz constant."""
+    """The largest |du/dx| of the trained velocity on noisy data at `TIMES`, at the scale that the run samples with by
+    default, whatever it is judged at: an estimate from below of its Lipschitz constant."""
     source = open_task(task, read_config(run))
     count = min(LIPSCHITZ_POINTS, len(source))
     chosen = np.linspace(0, len(source) - 1, count).astype(np.int64)
