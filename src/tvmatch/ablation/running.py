@@ -23,11 +23,11 @@ from tvmatch.ablation.tasks import base_config, check_options, judge, lipschitz,
 from tvmatch.devices import choose_device
 from tvmatch.guidance import check_scale
 from tvmatch.training.build import build_flow, build_objective, check_label_dropout, network_shape
-from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.initial import load_initial
 from tvmatch.training.loop import TrainingError, train
 from tvmatch.training.preparing import check_shares
+from tvmatch.training.run_folder import RunCompleteError
 from tvmatch.training.signals import collected_signals
 from tvmatch.training.trained import load_run
 
@@ -72,10 +72,11 @@ def run_cell(cell: Cell, folder: Path, keep: bool = False) -> Result:
     source = open_task(cell.task, cell.config)
     try:
         inputs = inputs_of(cell, source)
-        if not any(step_of(path) >= cell.config.steps for path in list_checkpoints(run)):
-            outcome = train(replace(cell.config, run=run), source, show=False)
-            if outcome.signal is not None:
-                raise Interrupted(outcome.signal)
+        outcome = train(replace(cell.config, run=run), source, show=False)
+        if outcome.signal is not None:
+            raise Interrupted(outcome.signal)
+    except RunCompleteError:
+        pass  # by its steps or its minutes: it was interrupted while it was judged
     except TrainingError as error:
         if isinstance(error.__cause__, OSError):  # the disk, not the training
             raise
