@@ -5,6 +5,7 @@ from tvmatch.guidance import (
     FixedGuidance,
     UniformGuidance,
     UniformInverseGuidance,
+    check_scale,
     drop_labels,
     guided_target,
     parse_guidance,
@@ -61,3 +62,13 @@ def test_guided_target() -> None:
 def test_a_dropout_that_is_no_share_is_refused(probability: float) -> None:
     with pytest.raises(ValueError, match=r"label_dropout is the share .* in \[0, 1\], got"):
         drop_labels(torch.zeros(4, dtype=torch.int64), torch.ones(4), probability, generator())
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "seen", "unseen"),
+    [("2", (2.0,), (1.0, 1.99)), ("1:3", (1.0, 3.0), (0.99, 3.01)), ("inverse", (1.0, 100.0), (0.99, 101.0))],
+)
+def test_a_scale_that_no_draw_has_is_warned_of(trained_with: str, seen: tuple, unseen: tuple) -> None:
+    assert [check_scale(w, trained_with, 3) for w in seen] == [None] * len(seen)
+    for w in unseen:
+        assert f"w={w:g} was not seen in training (--guidance {trained_with})" in check_scale(w, trained_with, 3)

@@ -12,13 +12,17 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 TIME_TOLERANCE = 1e-6
 
 
-def _require(condition: Tensor, message: str, culprit: Tensor) -> None:
+class NotFiniteError(ValueError):
+    """Data that holds NaN or infinity."""
+
+
+def _require(condition: Tensor, message: str, culprit: Tensor, error: type[ValueError] = ValueError) -> None:
     if torch.compiler.is_compiling() or is_functorch_wrapped_tensor(condition):
         return
     if condition.device.type == "cpu":
         if not bool(condition.all()):
             bad = culprit[~condition.expand_as(culprit)].flatten()
-            raise ValueError(f"{message} Got {bad[:5].tolist()}{' ...' if len(bad) > 5 else ''}.")
+            raise error(f"{message} Got {bad[:5].tolist()}{' ...' if len(bad) > 5 else ''}.")
     else:
         torch._assert_async(condition.all(), message)
 
@@ -61,11 +65,11 @@ def check_labels(label: Tensor, num_classes: int, batch: int) -> None:
 
 
 def check_data(x: Tensor, data_shape: tuple[int, ...]) -> None:
-    """Raise unless x is a floating-point batch [B, *data_shape] of finite numbers."""
+    """Raise unless x is a floating-point batch [B, *data_shape] of finite numbers (else `NotFiniteError`)."""
     if x.dim() != 1 + len(data_shape) or tuple(x.shape[1:]) != tuple(data_shape):
         raise ValueError(f"data must have shape [B, {', '.join(map(str, data_shape))}], got {list(x.shape)}.")
     _require_floating(x)
-    _require(x.isfinite(), "data must be finite, but it holds NaN or infinity.", x)
+    _require(x.isfinite(), "data must be finite, but it holds NaN or infinity.", x, NotFiniteError)
 
 
 def check_output(output: Tensor, x: Tensor, network: str) -> None:

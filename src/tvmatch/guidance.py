@@ -106,7 +106,7 @@ def check_scale(w: float, trained_with: str, num_classes: int) -> str | None:
         case UniformGuidance(low, high):
             seen = low <= w <= high
         case _:
-            seen = w >= 1
+            seen = 1 <= w <= 1 / SMALLEST_INVERSE
     return None if seen else f"w={w:g} was not seen in training (--guidance {trained_with}); expect poor samples."
 
 

@@ -22,6 +22,7 @@ from tvmatch.ablation.tasks import base_config
         ("steps=5", "steps", [5]),
         ("guidance=1:3, 2", "guidance", ["1:3", "2"]),
         ("image_size=none,16", "image_size", [None, 16]),
+        ("minutes=none,0.5", "minutes", [None, 0.5]),
         ("evaluation_ema=0.9", "evaluation_ema", [(0.9,)]),
     ],
 )
@@ -38,6 +39,7 @@ def test_options_have_their_own_type(text: str, name: str, values: list[Any]) ->
         ("steps=few", "steps must be a whole number, got 'few'"),
         ("detach_jvp=maybe", "detach_jvp must be on or off, got 'maybe'"),
         ("target_ema=low", "target_ema must be a number, got 'low'"),
+        ("minutes=few", "minutes must be a number or none, got 'few'"),
         ("seed=1,2", "seed cannot be varied: --seeds"),
         ("run=x", "run cannot be varied: --out"),
         ("evaluation_ema=0.9,0.99", "evaluation_ema cannot be varied"),

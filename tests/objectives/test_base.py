@@ -6,7 +6,35 @@ import pytest
 import torch
 
 from tvmatch.flow_map import FlowMap
-from tvmatch.objectives import FlowMatching, MeanFlow, TerminalVelocityMatching
+from tvmatch.guidance import FixedGuidance, UniformGuidance
+from tvmatch.objectives import (
+    AlphaFlow,
+    ConsistencyTraining,
+    FlowMatching,
+    ImprovedMeanFlow,
+    InductiveMomentMatching,
+    LagrangianSelfDistillation,
+    MeanFlow,
+    ModularMeanFlow,
+    Objective,
+    Shortcut,
+    SplitMeanFlow,
+    TerminalVelocityMatching,
+)
+
+METHODS = [
+    TerminalVelocityMatching,
+    FlowMatching,
+    AlphaFlow,
+    ConsistencyTraining,
+    ImprovedMeanFlow,
+    InductiveMomentMatching,
+    LagrangianSelfDistillation,
+    MeanFlow,
+    ModularMeanFlow,
+    Shortcut,
+    SplitMeanFlow,
+]
 
 
 def test_the_usual_mistakes_are_named(flow: FlowMap) -> None:
@@ -30,3 +58,18 @@ def test_draws_follow_torchs_seed_until_one_is_given(flow: FlowMap) -> None:
         losses.append(float(objective(torch.ones(4, 2, 4, 4).double(), torch.zeros(4, dtype=torch.int64)).loss))
     assert losses[0] == losses[2] != losses[1]
     pickle.loads(pickle.dumps(objective))  # by whatever starts processes; nothing of ours reads a pickle
+
+
+@pytest.mark.parametrize("overflow", [float("inf"), float("nan")])
+@pytest.mark.parametrize("guidance", [FixedGuidance(), UniformGuidance()], ids=["w = 1", "guided"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_overflows_gives_a_loss_that_is_not_finite(
+    flow: FlowMap, method: type[Objective], guidance: UniformGuidance | FixedGuidance, overflow: float
+) -> None:
+    """And no complaint about the data: the trainer skips such steps and counts them."""
+    with torch.no_grad():
+        flow.network.final.linear.bias[0] = overflow
+    objective = method(flow, guidance=guidance)
+    objective.seed(0)
+    loss = objective(torch.randn(8, 2, 4, 4).double(), torch.arange(8) // 4).loss
+    assert not bool(loss.isfinite())

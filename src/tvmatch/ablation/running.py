@@ -23,11 +23,11 @@ from tvmatch.ablation.tasks import base_config, check_options, judge, lipschitz,
 from tvmatch.devices import choose_device
 from tvmatch.guidance import check_scale
 from tvmatch.training.build import build_flow, build_objective, check_label_dropout, network_shape
-from tvmatch.training.checkpoint import list_checkpoints, step_of
 from tvmatch.training.engine import compute_dtype, prepare_objective, should_capture, should_compile
 from tvmatch.training.initial import load_initial
 from tvmatch.training.loop import TrainingError, train
 from tvmatch.training.preparing import check_shares
+from tvmatch.training.run_folder import RunCompleteError
 from tvmatch.training.signals import collected_signals
 from tvmatch.training.trained import load_run
 
@@ -72,10 +72,11 @@ def run_cell(cell: Cell, folder: Path, keep: bool = False) -> Result:
     source = open_task(cell.task, cell.config)
     try:
         inputs = inputs_of(cell, source)
-        if not any(step_of(path) >= cell.config.steps for path in list_checkpoints(run)):
-            outcome = train(replace(cell.config, run=run), source, show=False)
-            if outcome.signal is not None:
-                raise Interrupted(outcome.signal)
+        outcome = train(replace(cell.config, run=run), source, show=False)
+        if outcome.signal is not None:
+            raise Interrupted(outcome.signal)
+    except RunCompleteError:
+        pass  # by its steps or its minutes: it was interrupted while it was judged
     except TrainingError as error:
         if isinstance(error.__cause__, OSError):  # the disk, not the training
             raise
@@ -152,12 +153,18 @@ def _collect(results: Any, processes: list, count: int, caught: list[signal.Sign
     while count:
         if caught:
             raise Interrupted(caught[0])
+        ended = all(process.exitcode is not None for process in processes)  # before: what the last one gave is there
         try:
             found = results.get(timeout=0.5)
         except queue.Empty:
             dead = [process for process in processes if process.exitcode not in (None, 0)]
             if dead and not caught:
                 raise RuntimeError(f"a worker died with exit code {dead[0].exitcode}.") from None
+            if ended and not caught:  # one that a signal stops in the middle of a run ends without a result of it
+                raise RuntimeError(
+                    f"all workers have ended, and {count} run{'s have' if count > 1 else ' has'} no result; the same "
+                    "command continues."
+                ) from None
             continue
         if isinstance(found, BaseException):
             raise found

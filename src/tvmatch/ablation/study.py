@@ -99,6 +99,12 @@ def parse_change(text: str) -> tuple[str, list[Any]]:
 
 
 TRUE, FALSE = {"true", "on", "yes"}, {"false", "off", "no"}
+KINDS = {
+    bool: "on or off",
+    int: "a whole number",
+    int | None: "a whole number or none",
+    float | None: "a number or none",
+}
 
 
 def _value(name: str, hint: Any, text: str) -> Any:
@@ -112,11 +118,10 @@ def _value(name: str, hint: Any, text: str) -> Any:
             return (float(text),)
         if hint in (int, float):
             return hint(text)
-        if hint == int | None:
-            return None if text.lower() == "none" else int(text)
+        if hint in (int | None, float | None):
+            return None if text.lower() == "none" else typing.get_args(hint)[0](text)
     except ValueError:
-        kind = {bool: "on or off", int: "a whole number", int | None: "a whole number or none"}.get(hint, "a number")
-        raise ValueError(f"{name} must be {kind}, got {text!r}.") from None
+        raise ValueError(f"{name} must be {KINDS.get(hint, 'a number')}, got {text!r}.") from None
     return text
 
 

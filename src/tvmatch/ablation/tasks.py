@@ -1,5 +1,6 @@
 """The tasks of ablations: what is trained, and how it is judged."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from tvmatch.ablation.points import PointSource, exact_samples
 from tvmatch.ablation.study import TaskName
+from tvmatch.checks import NotFiniteError
 from tvmatch.data.opening import open_source
 from tvmatch.data.source import Source, to_network_range
 from tvmatch.interpolant import interpolate
 from tvmatch.metrics.report import evaluate_run
-from tvmatch.sampling import METHODS, draw
+from tvmatch.sampling import METHODS, draw, seeded_noise
 from tvmatch.theory import velocity_lipschitz, w2_samples
 from tvmatch.training.config import TrainConfig
 from tvmatch.training.run_folder import read_config
@@ -61,29 +63,40 @@ def judge(
     """A row of figures for each number of calls and each guidance scale. Empty if the samples are not finite.
 
     points    map_error: root mean square distance between a jump's end and where the exact guided flow takes the same
-              noise; w2: between the two sets of ends
+              noise (of consistency models in several calls, which put other noise in, only w2 tells something); w2:
+              between the two sets of ends
     pictures  `tvmatch.metrics.report`: Frechet distance in pixel values and, for digits, the judge's class accuracy
     """
-    classes = trained.flow.network.num_classes
-    for w in scales:
-        x = draw(trained.flow, torch.arange(64) % classes if classes else torch.full((64,), -1), w, max(calls))
-        if not bool(x.isfinite().all()):
-            return []
+    if not all(_finite(trained, w, max(calls)) for w in scales):
+        return []
     if task == "pictures":
         return evaluate_run(run, trained, calls, scales, samples, seed=0)
     return [_points_row(trained, nfe, w, samples) for w in scales for nfe in calls]
 
 
+def _finite(trained: TrainedRun, w: float, nfe: int) -> bool:
+    """Whether 64 samples are finite, drawn as the run is judged."""
+    classes = trained.flow.network.num_classes
+    label = torch.arange(64) % classes if classes else torch.full((64,), -1)
+    try:
+        return bool(draw(trained.flow, label, w, nfe, method=trained.method).isfinite().all())
+    except NotFiniteError:  # of one call, which the next refuses
+        return False
+
+
 def _points_row(trained: TrainedRun, nfe: int, w: float, samples: int) -> dict[str, Any]:
     noise, label, exact = exact_samples(samples, w)
-    ends = METHODS[trained.method](trained.flow, noise[:, :, None, None], label, w, nfe).flatten(1).double()
+    # a result depends on its cell alone, and not on what torch's global stream has given before
+    numbered = functools.partial(seeded_noise, 0, range(samples), trained.flow.network.data_shape)
+    fresh = {"fresh": numbered} if trained.method == "consistency" else {}
+    ends = METHODS[trained.method](trained.flow, noise[:, :, None, None], label, w, nfe, **fresh).flatten(1).double()
     distance = (ends - exact).square().sum(1).mean().sqrt()
     return {"nfe": nfe, "w": w, "map_error": float(distance), "w2": w2_samples(ends, exact)}
 
 
 def lipschitz(task: TaskName, run: Path, trained: TrainedRun) -> float:
-    """The largest |du/dx| of the trained velocity on noisy data at `TIMES`, at the scale it is judged with: an estimate
-    from below of its Lipschitz constant."""
+    """The largest |du/dx| of the trained velocity on noisy data at `TIMES`, at the scale that the run samples with by
+    default, whatever it is judged at: an estimate from below of its Lipschitz constant."""
     source = open_task(task, read_config(run))
     count = min(LIPSCHITZ_POINTS, len(source))
     chosen = np.linspace(0, len(source) - 1, count).astype(np.int64)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import GuidanceScheme
 from tvmatch.interpolant import per_sample
-from tvmatch.objectives.few_step import Draws, FewStepObjective, weighted_square
+from tvmatch.objectives.few_step import Draws, FewStepObjective, as_data, weighted_square
 from tvmatch.times import JumpScheme
 
 STEEPNESS = 25.0
@@ -58,7 +58,7 @@ class AlphaFlow(FewStepObjective):
         with torch.no_grad():
             middle = torch.maximum(torch.lerp(t, s, alpha), s)
             x_m = x_t - per_sample(t - middle, x_t) * v
-            target = torch.lerp(self.flow.average_velocity(x_m, middle, s, label, w), v, alpha)
+            target = torch.lerp(self.flow.average_velocity(as_data(x_m), middle, s, label, w), v, alpha)
             target = torch.where(per_sample(s < t, v), target, v)
         losses = weighted_square(self.flow.average_velocity(x_t, t, s, label, w) - target, w)
         return torch.where(s < t, losses / alpha, losses)

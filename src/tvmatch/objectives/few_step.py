@@ -39,6 +39,12 @@ def adaptive_square(error: Tensor, power: float = 1.0, offset: float = 1e-3) -> 
     return square * (square.detach() + offset).pow(-power)
 
 
+def as_data(x: Tensor) -> Tensor:
+    """x with zeros for what is not finite: where a point that the network made goes back into it, an overflow must
+    reach the loss, where the trainer sees it, and not the check of the data."""
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
 class FewStepObjective(Objective):
     """Draws as the papers do and averages `losses`, which subclasses define.
 

@@ -31,7 +31,7 @@ from tvmatch.guidance import GuidanceScheme, drop_labels
 from tvmatch.interpolant import per_sample
 from tvmatch.networks.layers import coarsest_rounding
 from tvmatch.objectives.base import Part
-from tvmatch.objectives.few_step import Draws, FewStepObjective
+from tvmatch.objectives.few_step import Draws, FewStepObjective, as_data
 from tvmatch.times import JumpScheme
 
 GROUP = 4  # M
@@ -165,7 +165,7 @@ class InductiveMomentMatching(FewStepObjective):
         r = earlier_time(t, s, self.halvings, self.smallest_step)
         with torch.no_grad():
             x_r = x_t - per_sample(t - r, v) * v
-            y_r = x_r - per_sample(r - s, v) * self.flow.average_velocity(x_r, r, s, label, w)
+            y_r = x_r - per_sample(r - s, v) * self.flow.average_velocity(as_data(x_r), r, s, label, w)
         y_t = x_t - per_sample(t - s, v) * self.flow.average_velocity(x_t, t, s, label, w)
         grouped = (len(x_t) // self.group, self.group, -1)
         y_t, y_r, classes = y_t.view(grouped), y_r.view(grouped), label.view(grouped[:2])

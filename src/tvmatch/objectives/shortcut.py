@@ -17,7 +17,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import GuidanceScheme
 from tvmatch.interpolant import per_sample
-from tvmatch.objectives.few_step import Draws, FewStepObjective, weighted_square
+from tvmatch.objectives.few_step import Draws, FewStepObjective, as_data, weighted_square
 from tvmatch.times import JumpScheme, Uniform
 
 SHORTEST = 1 / 128  # halves of this length are Euler steps
@@ -59,6 +59,6 @@ class Shortcut(FewStepObjective):
             short = t - middle <= SHORTEST * 1.001
             first = self.target.average_velocity(x_t, t, torch.where(short, t, middle), label, w)
             x_m = x_t - per_sample(t - middle, x_t) * first
-            second = self.target.average_velocity(x_m, middle, torch.where(short, middle, s), label, w)
+            second = self.target.average_velocity(as_data(x_m), middle, torch.where(short, middle, s), label, w)
             target = torch.where(per_sample(s < t, v), (first + second) / 2, v)
         return weighted_square(self.flow.average_velocity(x_t, t, s, label, w) - target, w)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.interpolant import per_sample
-from tvmatch.objectives.few_step import Draws, FewStepObjective, weighted_square
+from tvmatch.objectives.few_step import Draws, FewStepObjective, as_data, weighted_square
 
 
 class SplitMeanFlow(FewStepObjective):
@@ -26,7 +26,7 @@ class SplitMeanFlow(FewStepObjective):
         with torch.no_grad():
             first = self.flow.average_velocity(x_t, t, middle, label, w)
             x_m = x_t - per_sample(t - middle, x_t) * first
-            second = self.flow.average_velocity(x_m, middle, s, label, w)
+            second = self.flow.average_velocity(as_data(x_m), middle, s, label, w)
             target = torch.lerp(second, first, per_sample(share, x_t))
             target = torch.where(per_sample(s < t, v), target, v)
         return weighted_square(self.flow.average_velocity(x_t, t, s, label, w) - target, w)
