@@ -175,7 +175,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, run: Path) -
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching"])
+@pytest.mark.parametrize("objective", ["terminal-velocity", "flow-matching", "consistency-training"])
 def test_the_preview_is_the_same_for_the_same_weights(run: Path, tmp_path: Path, objective: str) -> None:
     trained = load_run(run)
     config = tiny_config(tmp_path / "run", objective=objective, guidance="2:3")

@@ -10,7 +10,7 @@ from torch import Tensor
 from tvmatch.flow_map import FlowMap
 from tvmatch.guidance import FixedGuidance, UniformGuidance, parse_guidance
 from tvmatch.pictures import captioned, enlarge, tile
-from tvmatch.sampling import METHODS, method_of, seeded_noise
+from tvmatch.sampling import draw, method_of
 from tvmatch.training.config import TrainConfig
 
 CLASSES, COLUMNS = 10, 6
@@ -39,14 +39,12 @@ def draw_preview(
     the same in every picture. `to_pictures` makes uint8 [N, H, W, C] of what the network draws."""
     classes = list(range(min(CLASSES, flow.network.num_classes))) or [-1] * 4
     label = torch.tensor(classes).repeat_interleave(COLUMNS)
-    noise = seeded_noise(config.seed, range(len(label)), flow.network.data_shape)
-    noise = noise.to(next(flow.parameters()).device)
     method = method_of(config.objective)
-    draw, counts = METHODS[method], (4, 32) if method == "euler" else (1, 2, 4)
+    counts = (4, 32) if method == "euler" else (1, 2, 4)
     w = default_w(config.guidance, flow.network.num_classes)
     blocks = []
     for steps in counts:
-        pictures = to_pictures(draw(flow, noise, label, w, steps))
+        pictures = to_pictures(draw(flow, label, w, steps, seed=config.seed, method=method))
         caption = f"{steps} call{'s' if steps > 1 else ''}"
         blocks.append((caption, enlarge(tile(pictures, COLUMNS), 32, pictures.shape[1])))
     names = [class_names[c] if 0 <= c < len(class_names) else str(c) for c in classes if c >= 0]
