@@ -169,6 +169,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep tuples": (snapshot_of(b")" + b"\x85" * 50_000), "nests deeper"),
     "deep marks": (snapshot_of(b"(" * 100_000), "nests deeper"),
     "deep tuple as a key": (b"\x80\x02})" + b"\x85" * 50_000 + b"Ns.", "uses a tuple as a key"),
+    "deep tuple as a key of a call": (
+        snapshot_of(b"cdnnlib.util\nEasyDict\n((" + b")" + b"\x85" * 500_000 + b"Ntt\x85R"),
+        "uses a tuple as a key",
+    ),
     "a list in itself": (snapshot_of(b"]q\x00h\x00a"), "part '' that is a list"),
     "a length that lies": (snapshot_of(b"B\xff\xff\xff\x7f123"), "damaged or cut short"),
     "a long length that lies": (snapshot_of(b"\x8e" + b"\xff" * 7 + b"\x7f123"), "damaged or cut short"),
