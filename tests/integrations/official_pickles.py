@@ -186,6 +186,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "a shape that lies": (snapshot_of(tensor(storage(4, FLOATS), (2**30, 2**10), (2**10, 1))), "does not fit"),
     "one number many times": (snapshot_of(tensor(storage(4, FLOATS), (2**30, 2**10), (0, 0))), "does not fit"),
+    "no numbers in a shape that lies": (
+        snapshot_of(
+            b"}" + text("x_embedder.proj.weight") + tensor(storage(4, FLOATS), (0, 2**47, 2**47), (1,) * 3) + b"s"
+        ),
+        "of 3 dimensions .* is too large",
+    ),
+    "too many dimensions": (
+        snapshot_of(tensor(storage(4, FLOATS), (2**46,) * 50_000, (0,) * 50_000)),
+        "of 50000 dimensions .* is too large",
+    ),
     "an offset that lies": (snapshot_of(tensor(storage(4, FLOATS), (2,), (1,), 3)), "does not fit"),
     "a negative offset": (snapshot_of(tensor(storage(4, FLOATS), (2,), (1,), -1)), "shape"),
     "hostile storage": (
