@@ -11,6 +11,7 @@ from tests.integrations.official_pickles import HOSTILE, SNAPSHOT, dump, module_
 from tests.integrations.test_official import load, under
 from tvmatch.data.latent_space import LatentSpace
 from tvmatch.integrations.snapshot import read_snapshot
+from tvmatch.networks.embeddings import grid_positions
 from tvmatch.sampling import draw
 from tvmatch.training.trained import load_run
 
@@ -34,6 +35,20 @@ def test_the_model_gives_the_outputs_of_the_official_code(model: Path) -> None:
     for ours, theirs in ((x_s, data["f_plus_x"]), (df_ds, data["df_ds"])):
         assert float((ours.double() - theirs).norm() / theirs.norm()) < 2e-6
     assert (trained.w, trained.nfe, trained.flow.scaled) == (2.0, 1, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_snapshot_of_another_floating_type(dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tensors = {name: value.to(dtype) for name, value in read_snapshot(SNAPSHOT).tensors.items()}
+    snapshot, out = tmp_path / "x.pkl", tmp_path / "out"
+    snapshot.write_bytes(dump({"ema": module_tree(tensors, do_scale_param=True)}))
+    assert tvmatch(capsys, "import-official", snapshot, out).code == 0
+    network = load_run(out).flow.network
+    assert torch.equal(network.final.linear.bias, tensors["final_layer.linear.bias"].float())
+    assert torch.equal(network.positions, grid_positions(32, 4, 4).float())
+    tensors["pos_embed"] = tensors["pos_embed"].roll(1, 1)
+    snapshot.write_bytes(dump({"ema": module_tree(tensors, do_scale_param=True)}))
+    assert_one_line(tvmatch(capsys, "import-official", snapshot, tmp_path / "other"), "pos_embed differs")
 
 
 def test_an_ordinary_model_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -177,7 +177,9 @@ def import_official(
     snapshot = read_snapshot(path)
     try:
         metadata = metadata_of(snapshot, defaults.scaled)
-        network = network_from_official({name: value.float() for name, value in snapshot.tensors.items()}, metadata)
+        # the positions, which are compared and not kept, in the type that rounded them
+        tensors = {name: value if name == "pos_embed" else value.float() for name, value in snapshot.tensors.items()}
+        network = network_from_official(tensors, metadata)
     except ValueError as error:
         raise SnapshotError(f"{path} is refused: {error}") from error
     for name, value in network.state_dict().items():
