@@ -178,6 +178,9 @@ def test_tensors_alone_need_to_be_told_what_they_are(tmp_path: Path, capsys: pyt
         ({"img_resolution": 16}, "says img_resolution=16, and its tensors resolution=8"),
         ({"label_dim": 1000}, "says label_dim=1000, and its tensors num_classes=10"),
         ({"num_heads": 2}, "says num_heads=2"),
+        ({"do_scale_param": 1}, "says do_scale_param=1, which is not True or False"),
+        ({"do_mod_norm": 0}, "says do_mod_norm=0, which is not True or False"),
+        ("norm", "does not say num_heads, and no q_norm in it tells"),
         ("final_layer.linear.bias", "lack final_layer.linear.bias"),
         ("nan", "hold NaN or infinity"),
         ("extra", "unknown official tensors: extra"),
@@ -189,11 +192,13 @@ def test_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture, change
         tensors["final_layer.linear.bias"] = torch.full((16,), torch.nan)
     elif change == "extra":
         tensors["extra"] = torch.zeros(1)
+    elif change == "norm":
+        tensors = {name: value for name, value in tensors.items() if "q_norm" not in name and "k_norm" not in name}
     elif isinstance(change, str):
         tensors.pop(change)
-    values = change if isinstance(change, dict) else {}
+    values = {"do_scale_param": True} | (change if isinstance(change, dict) else {})
     path = tmp_path / "x.pkl"
-    path.write_bytes(dump({"net": module_tree(tensors, do_scale_param=True, **values)}))
+    path.write_bytes(dump({"net": module_tree(tensors, **values)}))
     assert_one_line(tvmatch(capsys, "import-official", path, tmp_path / "out"), message)
     assert [found.name for found in tmp_path.iterdir()] == ["x.pkl"]
 
