@@ -211,6 +211,14 @@ def test_a_port_that_is_taken(page: Served, trained: TrainedRun) -> None:
         serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", port=port)
 
 
+@pytest.mark.parametrize("host", ["203.0.113.5", "no host", "a" * 70])
+def test_a_host_that_is_not_this_machine_s(trained: TrainedRun, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before gradio, which would try its hundred ports for 5 seconds each, is so much as asked."""
+    monkeypatch.setattr("tvmatch.demo.page._gradio", lambda: pytest.fail("gradio was asked"))
+    with pytest.raises(OSError, match=f"cannot serve at {host} .*; give an address of this machine"):
+        serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", host)
+
+
 def test_the_command_speaks_to_nobody_ends_on_a_signal_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}

@@ -2,6 +2,7 @@
 
 import html
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ def serve(artist: Artist, name: str, host: str = "127.0.0.1", port: int | None =
 
     Raises `OSError` for a port that is taken or a host that is not this machine's.
     """
+    _check_address(host, port)
     files = tempfile.TemporaryDirectory(prefix="tvmatch-demo-")
     before = os.environ.get("GRADIO_TEMP_DIR")
 
@@ -173,6 +175,18 @@ def guidance_range(run: TrainedRun) -> tuple[float, float]:
         case UniformGuidance(low, high):
             return low, high
     return 1.0, 8.0
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """`OSError` where nothing can listen: gradio tries a hundred ports, 5 seconds each, and then blames the ports."""
+    try:
+        found = socket.getaddrinfo(host.removeprefix("[").removesuffix("]"), port or 0, type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(found[0][4])
+    except (OSError, UnicodeError) as error:
+        where = f"{host}, port {port}" if port else host
+        raise OSError(f"cannot serve at {where} ({error}); give an address of this machine and a free port.") from error
 
 
 def _gradio() -> ModuleType:
