@@ -211,6 +211,21 @@ def test_a_port_that_is_taken(page: Served, trained: TrainedRun) -> None:
         serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", port=port)
 
 
+def test_the_loopback_of_ipv6(trained: TrainedRun) -> None:
+    pytest.importorskip("gradio")
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    served = serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", "::1")
+    try:
+        assert re.fullmatch(r"http://\[::1\]:\d+/", served.url)
+        assert urllib.request.urlopen(served.url, timeout=30).status == 200
+    finally:
+        served.close()
+
+
 @pytest.mark.parametrize("host", ["203.0.113.5", "no host", "a" * 70])
 def test_a_host_that_is_not_this_machine_s(trained: TrainedRun, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before gradio, which would try its hundred ports for 5 seconds each, is so much as asked."""

@@ -36,6 +36,8 @@ def serve(artist: Artist, name: str, host: str = "127.0.0.1", port: int | None =
     Raises `OSError` for a port that is taken or a host that is not this machine's.
     """
     _check_address(host, port)
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"  # of IPv6: gradio puts it into the page's URL as it is
     files = tempfile.TemporaryDirectory(prefix="tvmatch-demo-")
     before = os.environ.get("GRADIO_TEMP_DIR")
 
