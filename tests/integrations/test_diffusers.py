@@ -192,6 +192,10 @@ def test_a_scale_not_seen_in_training_is_said(pipeline: TVMatchPipeline) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         pipeline(0, guidance_scale=1.7)
+        pipeline(guidance_scale=1)
+    for asked in ({}, {"class_labels": [0, -1]}, {"guidance_scale": 1.5}):
+        with pytest.warns(UserWarning, match="w=1.5 was not seen in training without a class; take guidance_scale=1"):
+            pipeline(**asked)
 
 
 def test_the_scheduler_by_itself() -> None:

@@ -103,7 +103,7 @@ class TVMatchPipeline(DiffusionPipeline):
         Raises `ValueError`, which names the value and what would be right, before the first call of the network.
         """
         label = self._labels(class_labels, num_images_per_label)
-        w = self._guidance(guidance_scale)
+        w = self._guidance(guidance_scale, label)
         self._check_output(output_type)
         steps = num_inference_steps
         if steps is None and timesteps is None:
@@ -156,15 +156,18 @@ class TVMatchPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels must be {known}; got {asked}.")
         return int(asked)
 
-    def _guidance(self, asked: float | None) -> float:
-        if asked is None:
-            return self.config.default_guidance_scale
-        if isinstance(asked, bool) or not isinstance(asked, int | float | np.number):
-            raise ValueError(f"guidance_scale must be a number, got {asked!r}.")
-        warning = check_scale(float(asked), self.config.trained_guidance, self.transformer.num_classes)
+    def _guidance(self, asked: float | None, label: Tensor) -> float:
+        w, warning = self.config.default_guidance_scale, None
+        if asked is not None:
+            if isinstance(asked, bool) or not isinstance(asked, int | float | np.number):
+                raise ValueError(f"guidance_scale must be a number, got {asked!r}.")
+            w = float(asked)
+            warning = check_scale(w, self.config.trained_guidance, self.transformer.num_classes)
+        if w != 1 and bool((label < 0).any()):  # in training, such samples have w = 1 whatever was drawn
+            warning = f"w={w:g} was not seen in training without a class; take guidance_scale=1 there."
         if warning is not None:
             warnings.warn(warning, stacklevel=3)
-        return float(asked)
+        return w
 
     def _check_output(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
