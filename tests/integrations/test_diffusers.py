@@ -174,6 +174,8 @@ def test_the_codec_of_a_model_of_latents(tmp_path: Path) -> None:
         ({"guidance_scale": "much"}, "guidance_scale must be a number, got 'much'"),
         ({"generator": 7}, r"generator must be a torch.Generator .*, got 7"),
         ({"generator": [torch.Generator()] * 3}, "one a picture: 2; got 3"),
+        ({"generator": 7, "latents": torch.zeros(2, 3, 4, 4)}, r"generator must be a torch.Generator .*, got 7"),
+        ({"generator": [torch.Generator()], "latents": torch.zeros(2, 3, 4, 4)}, "one a picture: 2; got 1"),
         ({"latents": torch.zeros(2, 3, 4, 5)}, r"latents must be floating-point noise \[2, 3, 4, 4\]"),
         ({"output_type": "jpeg"}, "output_type must be pil, np, pt, latent; got 'jpeg'"),
     ],

@@ -181,6 +181,13 @@ class TVMatchPipeline(DiffusionPipeline):
 
     def _noise(self, count: int, generator: Any, latents: Tensor | None, device: torch.device) -> Tensor:
         shape = (count, *self.transformer.data_shape)
+        each = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        if not all(isinstance(one, torch.Generator) for one in each):
+            raise ValueError(
+                f"generator must be a torch.Generator (torch.Generator().manual_seed(0)), got {generator!r}."
+            )
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"give one generator, or one a picture: {count}; got {len(generator)}.")
         if latents is not None:
             if not isinstance(latents, Tensor):
                 raise ValueError(f"latents must be a tensor of noise {list(shape)}, got a {type(latents).__name__}.")
@@ -189,13 +196,6 @@ class TVMatchPipeline(DiffusionPipeline):
                     f"latents must be floating-point noise {list(shape)}, got {latents.dtype} {list(latents.shape)}."
                 )
             return latents.to(device, torch.float32)
-        each = generator if isinstance(generator, list) else [] if generator is None else [generator]
-        if not all(isinstance(one, torch.Generator) for one in each):
-            raise ValueError(
-                f"generator must be a torch.Generator (torch.Generator().manual_seed(0)), got {generator!r}."
-            )
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"give one generator, or one a picture: {count}; got {len(generator)}.")
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
     def _decode(self, x: Tensor) -> Tensor:
