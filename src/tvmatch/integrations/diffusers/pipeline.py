@@ -21,7 +21,7 @@ from tvmatch.integrations.diffusers.codec import TVMatchTinyCodec
 from tvmatch.integrations.diffusers.scheduler import TVMatchScheduler, whole_number
 from tvmatch.integrations.diffusers.transformer import TVMatchTransformer, safetensors_only
 
-Labels = int | str | Sequence[int | str] | Tensor
+Labels = int | str | Sequence[int | str] | Tensor | np.ndarray
 DECODED_AT_ONCE = 16  # latents
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # what `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline")` reads
@@ -136,11 +136,11 @@ class TVMatchPipeline(DiffusionPipeline):
         repeated = whole_number("num_images_per_label", repeated)
         if repeated < 1:
             raise ValueError(f"num_images_per_label must be a whole number, at least 1; got {repeated!r}.")
-        if isinstance(asked, Tensor):
-            asked = asked.tolist()
+        if isinstance(asked, Tensor | np.ndarray):
+            asked = asked.tolist()  # of no dimensions: the number itself
         if asked is None:
             asked = -1
-        each = list(asked) if isinstance(asked, Sequence | np.ndarray) and not isinstance(asked, str) else [asked]
+        each = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
         if not each:
             raise ValueError("class_labels is empty; name one class or more, or -1 for none.")
         return torch.tensor([self._label(one) for one in each]).repeat_interleave(repeated)
