@@ -11,6 +11,7 @@ from tests.integrations.official_pickles import HOSTILE, SNAPSHOT, dump, module_
 from tests.integrations.test_official import load, under
 from tvmatch.data.latent_space import LatentSpace
 from tvmatch.integrations.snapshot import read_snapshot
+from tvmatch.networks.embeddings import grid_positions
 from tvmatch.sampling import draw
 from tvmatch.training.trained import load_run
 
@@ -34,6 +35,20 @@ def test_the_model_gives_the_outputs_of_the_official_code(model: Path) -> None:
     for ours, theirs in ((x_s, data["f_plus_x"]), (df_ds, data["df_ds"])):
         assert float((ours.double() - theirs).norm() / theirs.norm()) < 2e-6
     assert (trained.w, trained.nfe, trained.flow.scaled) == (2.0, 1, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_snapshot_of_another_floating_type(dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tensors = {name: value.to(dtype) for name, value in read_snapshot(SNAPSHOT).tensors.items()}
+    snapshot, out = tmp_path / "x.pkl", tmp_path / "out"
+    snapshot.write_bytes(dump({"ema": module_tree(tensors, do_scale_param=True)}))
+    assert tvmatch(capsys, "import-official", snapshot, out).code == 0
+    network = load_run(out).flow.network
+    assert torch.equal(network.final.linear.bias, tensors["final_layer.linear.bias"].float())
+    assert torch.equal(network.positions, grid_positions(32, 4, 4).float())
+    tensors["pos_embed"] = tensors["pos_embed"].roll(1, 1)
+    snapshot.write_bytes(dump({"ema": module_tree(tensors, do_scale_param=True)}))
+    assert_one_line(tvmatch(capsys, "import-official", snapshot, tmp_path / "other"), "pos_embed differs")
 
 
 def test_an_ordinary_model_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -163,6 +178,9 @@ def test_tensors_alone_need_to_be_told_what_they_are(tmp_path: Path, capsys: pyt
         ({"img_resolution": 16}, "says img_resolution=16, and its tensors resolution=8"),
         ({"label_dim": 1000}, "says label_dim=1000, and its tensors num_classes=10"),
         ({"num_heads": 2}, "says num_heads=2"),
+        ({"do_scale_param": 1}, "says do_scale_param=1, which is not True or False"),
+        ({"do_mod_norm": 0}, "says do_mod_norm=0, which is not True or False"),
+        ("norm", "does not say num_heads, and no q_norm in it tells"),
         ("final_layer.linear.bias", "lack final_layer.linear.bias"),
         ("nan", "hold NaN or infinity"),
         ("extra", "unknown official tensors: extra"),
@@ -174,11 +192,13 @@ def test_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture, change
         tensors["final_layer.linear.bias"] = torch.full((16,), torch.nan)
     elif change == "extra":
         tensors["extra"] = torch.zeros(1)
+    elif change == "norm":
+        tensors = {name: value for name, value in tensors.items() if "q_norm" not in name and "k_norm" not in name}
     elif isinstance(change, str):
         tensors.pop(change)
-    values = change if isinstance(change, dict) else {}
+    values = {"do_scale_param": True} | (change if isinstance(change, dict) else {})
     path = tmp_path / "x.pkl"
-    path.write_bytes(dump({"net": module_tree(tensors, do_scale_param=True, **values)}))
+    path.write_bytes(dump({"net": module_tree(tensors, **values)}))
     assert_one_line(tvmatch(capsys, "import-official", path, tmp_path / "out"), message)
     assert [found.name for found in tmp_path.iterdir()] == ["x.pkl"]
 

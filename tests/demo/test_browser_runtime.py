@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import random
 import subprocess
 import tarfile
 from pathlib import Path
@@ -75,7 +76,12 @@ def test_what_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "text").write_text("no archive")
     short = archive(tmp_path / "short.tgz", {"package/dist/ort.wasm.min.js": CONTENT["ort.wasm.min.js"]})
     spoilt = archive(tmp_path / "spoilt.tgz", package(CONTENT | {"ort.wasm.min.js": b"other"}))
+    noise = random.Random(0).randbytes(100_000)  # which cannot be compressed, so that its blocks are large
+    damaged = archive(tmp_path / "damaged.tgz", package(CONTENT | {"ort.wasm.min.js": noise}))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:40_000] + b"\xff" * 40_000 + content[80_000:])
     for path, message in (
+        (damaged, "is no folder and no archive"),
         (tmp_path / "text", "is no folder and no archive of onnxruntime-web 1.30.0"),
         (tmp_path, "ort-wasm-simd-threaded.mjs, ort-wasm-simd-threaded.wasm, ort.wasm.min.js of .* is missing"),
         (short, "ort-wasm-simd-threaded.mjs, ort-wasm-simd-threaded.wasm of onnxruntime-web 1.30.0 is missing"),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from PIL import Image
 
 from tests.demo.browser import Watched, chromium
 from tvmatch.data.source import to_pictures
-from tvmatch.demo.drawing import Artist
+from tvmatch.demo.drawing import Artist, Drawn
 from tvmatch.demo.page import Served, serve
+from tvmatch.demo.request import DrawRequest
 from tvmatch.pictures import enlarge, tile
 from tvmatch.sampling import draw
 from tvmatch.training.trained import TrainedRun, load_run
@@ -58,11 +60,13 @@ def client(page: Served, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return connect(page.url, tmp_path_factory.mktemp("drawn"))
 
 
-def connect(url: str, drawn: Path) -> Any:
+def connect(url: str, drawn: Path | None) -> Any:
+    """A client of the page; None: it asks for no file of the pictures."""
     from gradio_client import Client
 
     patience = {"timeout": 120}  # seconds, not the client's 5: the server shares two cores with other tests
-    return Client(url, verbose=False, download_files=str(drawn), analytics_enabled=False, httpx_kwargs=patience)
+    into = False if drawn is None else str(drawn)
+    return Client(url, verbose=False, download_files=into, analytics_enabled=False, httpx_kwargs=patience)
 
 
 def directly(trained: TrainedRun, label: list[int], calls: int, w: float, seed: int, method: str) -> np.ndarray:
@@ -96,6 +100,35 @@ def test_twenty_requests_at_once(client: Any, trained: TrainedRun) -> None:
             assert beside_milliseconds > 0
         else:
             assert (beside, beside_milliseconds) == (None, None)
+
+
+def test_a_picture_that_was_told_of_is_never_written_again(trained: TrainedRun) -> None:
+    """Written again in place, it would be cut for whoever is being sent it then."""
+    pytest.importorskip("gradio")
+    told = threading.Event()
+
+    class Patient(Artist):
+        def flow_matching(self, request: DrawRequest) -> Drawn:
+            assert told.wait(60)
+            return super().flow_matching(request)
+
+    served = serve(Patient(trained, lambda x: to_pictures(x).numpy()), "x")
+    try:
+        client = connect(served.url, None)
+        asked = "bee", 1, 1.5, 0, 4
+        job = client.submit(*asked, True, api_name="/draw")
+        first = Path(next(iter(job))[1]["path"])
+        wanted = first.stat(), first.read_bytes()
+        told.set()
+        assert job.result(timeout=120)[1]["path"] == str(first)
+        client.predict(*asked, False, api_name="/draw")  # another visitor who asks for the same
+        status, content = first.stat(), first.read_bytes()
+        assert content == wanted[1]
+        assert (status.st_ino, status.st_mtime_ns) == (wanted[0].st_ino, wanted[0].st_mtime_ns)
+        assert first.is_relative_to(os.environ["GRADIO_TEMP_DIR"])  # which the page removes
+    finally:
+        told.set()
+        served.close()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +209,29 @@ def test_a_port_that_is_taken(page: Served, trained: TrainedRun) -> None:
     port = int(page.url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(OSError, match=str(port)):
         serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", port=port)
+
+
+def test_the_loopback_of_ipv6(trained: TrainedRun) -> None:
+    pytest.importorskip("gradio")
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    served = serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", "::1")
+    try:
+        assert re.fullmatch(r"http://\[::1\]:\d+/", served.url)
+        assert urllib.request.urlopen(served.url, timeout=30).status == 200
+    finally:
+        served.close()
+
+
+@pytest.mark.parametrize("host", ["203.0.113.5", "no host", "a" * 70])
+def test_a_host_that_is_not_this_machine_s(trained: TrainedRun, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before gradio, which would try its hundred ports for 5 seconds each, is so much as asked."""
+    monkeypatch.setattr("tvmatch.demo.page._gradio", lambda: pytest.fail("gradio was asked"))
+    with pytest.raises(OSError, match=f"cannot serve at {host} .*; give an address of this machine"):
+        serve(Artist(trained, lambda x: to_pictures(x).numpy()), "x", host)
 
 
 def test_the_command_speaks_to_nobody_ends_on_a_signal_and_leaves_nothing(run: Path, tmp_path: Path) -> None:

@@ -169,6 +169,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep tuples": (snapshot_of(b")" + b"\x85" * 50_000), "nests deeper"),
     "deep marks": (snapshot_of(b"(" * 100_000), "nests deeper"),
     "deep tuple as a key": (b"\x80\x02})" + b"\x85" * 50_000 + b"Ns.", "uses a tuple as a key"),
+    "deep tuple as a key of a call": (
+        snapshot_of(b"cdnnlib.util\nEasyDict\n((" + b")" + b"\x85" * 500_000 + b"Ntt\x85R"),
+        "uses a tuple as a key",
+    ),
     "a list in itself": (snapshot_of(b"]q\x00h\x00a"), "part '' that is a list"),
     "a length that lies": (snapshot_of(b"B\xff\xff\xff\x7f123"), "damaged or cut short"),
     "a long length that lies": (snapshot_of(b"\x8e" + b"\xff" * 7 + b"\x7f123"), "damaged or cut short"),
@@ -182,6 +186,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "a shape that lies": (snapshot_of(tensor(storage(4, FLOATS), (2**30, 2**10), (2**10, 1))), "does not fit"),
     "one number many times": (snapshot_of(tensor(storage(4, FLOATS), (2**30, 2**10), (0, 0))), "does not fit"),
+    "no numbers in a shape that lies": (
+        snapshot_of(
+            b"}" + text("x_embedder.proj.weight") + tensor(storage(4, FLOATS), (0, 2**47, 2**47), (1,) * 3) + b"s"
+        ),
+        "of 3 dimensions .* is too large",
+    ),
+    "too many dimensions": (
+        snapshot_of(tensor(storage(4, FLOATS), (2**46,) * 50_000, (0,) * 50_000)),
+        "of 50000 dimensions .* is too large",
+    ),
     "an offset that lies": (snapshot_of(tensor(storage(4, FLOATS), (2,), (1,), 3)), "does not fit"),
     "a negative offset": (snapshot_of(tensor(storage(4, FLOATS), (2,), (1,), -1)), "shape"),
     "hostile storage": (

@@ -58,6 +58,8 @@ def test_labels_and_how_many_of_each(pipeline: TVMatchPipeline) -> None:
     assert torch.equal(both, draw([0, 0, 1, 1]))
     assert torch.equal(both, draw(["bee", "bee", "wasp", "1"]))
     assert torch.equal(both, draw(torch.tensor([0, 1]), 2))
+    assert torch.equal(both, draw(np.array([0, 1]), 2))
+    assert torch.equal(draw(np.array(2), 4), draw(2, 4))
     assert torch.equal(draw(None, 4), draw(-1, 4))
     assert not torch.equal(both, draw([0, 2], 2))
     assert len(pipeline().images) == len(pipeline("bee").images) == 1
@@ -166,6 +168,9 @@ def test_the_codec_of_a_model_of_latents(tmp_path: Path) -> None:
         ({"num_inference_steps": 1.5}, "num_inference_steps must be a whole number, at least 1; got 1.5"),
         ({"num_inference_steps": True}, "num_inference_steps must be a whole number"),
         ({"num_inference_steps": 2, "timesteps": [1, 0]}, "give either num_inference_steps or timesteps"),
+        ({"timesteps": 5}, "timesteps are times from 1 down to 0, got 5"),
+        ({"class_labels": np.array(3)}, "class_labels must be 0 to 2, or -1 for no class; got 3"),
+        ({"class_labels": np.array([[0, 1]])}, r"names or whole numbers, got \[0, 1\]"),
         ({"timesteps": [1, 0.5]}, "runs strictly down from 1"),
         ({"timesteps": ["a", 0]}, r"at least two finite times, from 1 to 0; got \['a', 0\]"),
         ({"latents": np.zeros((1, 3, 8, 8), np.float32)}, "latents must be a tensor of noise .* got a ndarray"),
@@ -174,6 +179,8 @@ def test_the_codec_of_a_model_of_latents(tmp_path: Path) -> None:
         ({"guidance_scale": "much"}, "guidance_scale must be a number, got 'much'"),
         ({"generator": 7}, r"generator must be a torch.Generator .*, got 7"),
         ({"generator": [torch.Generator()] * 3}, "one a picture: 2; got 3"),
+        ({"generator": 7, "latents": torch.zeros(2, 3, 4, 4)}, r"generator must be a torch.Generator .*, got 7"),
+        ({"generator": [torch.Generator()], "latents": torch.zeros(2, 3, 4, 4)}, "one a picture: 2; got 1"),
         ({"latents": torch.zeros(2, 3, 4, 5)}, r"latents must be floating-point noise \[2, 3, 4, 4\]"),
         ({"output_type": "jpeg"}, "output_type must be pil, np, pt, latent; got 'jpeg'"),
     ],
@@ -192,6 +199,10 @@ def test_a_scale_not_seen_in_training_is_said(pipeline: TVMatchPipeline) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         pipeline(0, guidance_scale=1.7)
+        pipeline(guidance_scale=1)
+    for asked in ({}, {"class_labels": [0, -1]}, {"guidance_scale": 1.5}):
+        with pytest.warns(UserWarning, match="w=1.5 was not seen in training without a class; take guidance_scale=1"):
+            pipeline(**asked)
 
 
 def test_the_scheduler_by_itself() -> None:

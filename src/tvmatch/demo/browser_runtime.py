@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from tvmatch.files import new_folder
@@ -95,7 +96,7 @@ def _read(source: Path) -> dict[str, bytes]:
                 if name in FILES and member.isreg() and member.size <= LARGEST:
                     file = archive.extractfile(member)
                     found[name] = file.read() if file is not None else b""
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise RuntimeFilesError(f"{source} is no folder and no archive of {PACKAGE} {VERSION}. {REMEDY}") from error
     return found
 

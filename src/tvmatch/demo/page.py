@@ -2,13 +2,16 @@
 
 import html
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tvmatch.demo.drawing import EULER_STEPS, Artist
 from tvmatch.demo.request import LARGEST_SEED, MOST_CALLS, MOST_PICTURES, class_choices, read_request
@@ -32,6 +35,9 @@ def serve(artist: Artist, name: str, host: str = "127.0.0.1", port: int | None =
 
     Raises `OSError` for a port that is taken or a host that is not this machine's.
     """
+    _check_address(host, port)
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"  # of IPv6: gradio puts it into the page's URL as it is
     files = tempfile.TemporaryDirectory(prefix="tvmatch-demo-")
     before = os.environ.get("GRADIO_TEMP_DIR")
 
@@ -112,24 +118,36 @@ def build_page(artist: Artist, name: str) -> Any:
 
         def answer(
             chosen: Any, calls: Any, w: Any, seed: Any, pictures: Any, compare: Any
-        ) -> Iterator[tuple[str, np.ndarray, float, np.ndarray | None, float | None]]:
+        ) -> Iterator[tuple[str, str, float, str | None, float | None]]:
             compare = compare and artist.compares
             try:
                 request = read_request(run, chosen, calls, w, seed, pictures)
                 warnings = {run.check_w(request.w), artist.beside.check_w(request.w) if compare else None} - {None}
                 said = html.escape(" ".join(sorted(warnings)), quote=False)
                 first = artist.draw(request)
-                left = said, first.sheet, round(first.milliseconds, 2)
+                left = said, keep(first.sheet, Path(picture.GRADIO_CACHE)), round(first.milliseconds, 2)
                 yield *left, None, None
                 if compare:
                     second = artist.flow_matching(request)
-                    yield *left, second.sheet, round(second.milliseconds, 2)
+                    yield *left, keep(second.sheet, Path(picture.GRADIO_CACHE)), round(second.milliseconds, 2)
             except ValueError as error:
                 sentence = html.escape(str(error), quote=False)
                 raise gradio.Error(sentence, title="That cannot be drawn", print_exception=False) from None
 
         draw.click(answer, inputs, [note, *shown], api_name="draw", concurrency_limit=1)
     return page
+
+
+def keep(sheet: np.ndarray, folder: Path) -> str:
+    """The name of a new PNG below `folder` that holds a sheet, uint8 [H, W, 3].
+
+    An array gradio would write itself, under a name that equal pictures share: again for the second answer, and for
+    whoever asks for the same, in place and while another is being sent the file, who then gets a part of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(dir=folder)) / "image.png"
+    Image.fromarray(sheet).save(path)
+    return str(path)
 
 
 def introduction(artist: Artist) -> str:
@@ -159,6 +177,18 @@ def guidance_range(run: TrainedRun) -> tuple[float, float]:
         case UniformGuidance(low, high):
             return low, high
     return 1.0, 8.0
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """`OSError` where nothing can listen: gradio tries a hundred ports, 5 seconds each, and then blames the ports."""
+    try:
+        found = socket.getaddrinfo(host.removeprefix("[").removesuffix("]"), port or 0, type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(found[0][4])
+    except (OSError, UnicodeError) as error:
+        where = f"{host}, port {port}" if port else host
+        raise OSError(f"cannot serve at {where} ({error}); give an address of this machine and a free port.") from error
 
 
 def _gradio() -> ModuleType:

@@ -73,6 +73,12 @@ def metadata_of(snapshot: Snapshot, scaled: bool | None = None) -> dict[str, str
     if normed:
         head_size = shape("blocks.0.attn.q_norm.weight", 1)[0]
         heads = hidden // head_size if head_size else 0
+    if heads is None:
+        raise SnapshotError("the snapshot does not say num_heads, and no q_norm in it tells the size of a head.")
+    for name in ("do_scale_param", "do_mod_norm"):
+        for attributes in (snapshot.attributes, *(attributes for _, attributes in snapshot.modules)):
+            if not isinstance(attributes.get(name, True), bool):
+                raise SnapshotError(f"the snapshot says {name}={attributes[name]!r}, which is not True or False.")
     says = _said_of_parts(snapshot)
     found = {
         "resolution": math.isqrt(tokens) * patch,
@@ -177,7 +183,9 @@ def import_official(
     snapshot = read_snapshot(path)
     try:
         metadata = metadata_of(snapshot, defaults.scaled)
-        network = network_from_official({name: value.float() for name, value in snapshot.tensors.items()}, metadata)
+        # the positions, which are compared and not kept, in the type that rounded them
+        tensors = {name: value if name == "pos_embed" else value.float() for name, value in snapshot.tensors.items()}
+        network = network_from_official(tensors, metadata)
     except ValueError as error:
         raise SnapshotError(f"{path} is refused: {error}") from error
     for name, value in network.state_dict().items():

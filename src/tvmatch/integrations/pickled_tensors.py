@@ -13,6 +13,8 @@ from tvmatch.integrations.inert_pickle import Global, PickleError, read_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
+MOST_DIMENSIONS = 64  # of a tensor; counting the numbers of thousands takes minutes
+LARGEST = 2**48  # of what a shape, its empty dimensions left out, may claim: PyTorch's strides end at 2^63
 DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -100,8 +102,10 @@ def rebuild_tensor(
     if not isinstance(storage, Storage):
         raise PickleError(f"a tensor is made of a {type(storage).__name__}")
     numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+    if len(shape) != len(strides) or not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
         raise PickleError(f"a tensor has shape {shape!r:.100} and strides {strides!r:.100}")
+    if len(shape) > MOST_DIMENSIONS or math.prod(max(size, 1) for size in shape) >= LARGEST:
+        raise PickleError(f"a tensor of {len(shape)} dimensions and shape {list(shape)!r:.100} is too large")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     count = math.prod(shape)
     if count and (last >= storage.size or last - offset + 1 != count):  # the second: gaps, or one number many times

@@ -98,7 +98,7 @@ def _persistent_object(meta: Any) -> Record:
     return Record(name, (), state)
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[str, Any]:
+def _dictionary(pairs: Any = ()) -> dict[str, Any]:
     made = {}
     for key, value in pairs:
         if not isinstance(key, SCALARS):
@@ -119,8 +119,8 @@ KNOWN = {
     **{name: _record(name) for name in MODULES},
     **{f"torch.{name}": Global(f"torch.{name}") for name in DTYPES},
     "torch_utils.persistence._reconstruct_persistent_obj": Global("persistence", _persistent_object),
-    "collections.OrderedDict": Global("collections.OrderedDict", _ordered_dict),
-    "dnnlib.util.EasyDict": Global("dnnlib.util.EasyDict", dict),
+    "collections.OrderedDict": Global("collections.OrderedDict", _dictionary),
+    "dnnlib.util.EasyDict": Global("dnnlib.util.EasyDict", _dictionary),
     "builtins.getattr": Global("builtins.getattr", _getattr),
 }
 

@@ -21,7 +21,7 @@ from tvmatch.integrations.diffusers.codec import TVMatchTinyCodec
 from tvmatch.integrations.diffusers.scheduler import TVMatchScheduler, whole_number
 from tvmatch.integrations.diffusers.transformer import TVMatchTransformer, safetensors_only
 
-Labels = int | str | Sequence[int | str] | Tensor
+Labels = int | str | Sequence[int | str] | Tensor | np.ndarray
 DECODED_AT_ONCE = 16  # latents
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # what `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline")` reads
@@ -103,7 +103,7 @@ class TVMatchPipeline(DiffusionPipeline):
         Raises `ValueError`, which names the value and what would be right, before the first call of the network.
         """
         label = self._labels(class_labels, num_images_per_label)
-        w = self._guidance(guidance_scale)
+        w = self._guidance(guidance_scale, label)
         self._check_output(output_type)
         steps = num_inference_steps
         if steps is None and timesteps is None:
@@ -136,11 +136,11 @@ class TVMatchPipeline(DiffusionPipeline):
         repeated = whole_number("num_images_per_label", repeated)
         if repeated < 1:
             raise ValueError(f"num_images_per_label must be a whole number, at least 1; got {repeated!r}.")
-        if isinstance(asked, Tensor):
-            asked = asked.tolist()
+        if isinstance(asked, Tensor | np.ndarray):
+            asked = asked.tolist()  # of no dimensions: the number itself
         if asked is None:
             asked = -1
-        each = list(asked) if isinstance(asked, Sequence | np.ndarray) and not isinstance(asked, str) else [asked]
+        each = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
         if not each:
             raise ValueError("class_labels is empty; name one class or more, or -1 for none.")
         return torch.tensor([self._label(one) for one in each]).repeat_interleave(repeated)
@@ -156,15 +156,18 @@ class TVMatchPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels must be {known}; got {asked}.")
         return int(asked)
 
-    def _guidance(self, asked: float | None) -> float:
-        if asked is None:
-            return self.config.default_guidance_scale
-        if isinstance(asked, bool) or not isinstance(asked, int | float | np.number):
-            raise ValueError(f"guidance_scale must be a number, got {asked!r}.")
-        warning = check_scale(float(asked), self.config.trained_guidance, self.transformer.num_classes)
+    def _guidance(self, asked: float | None, label: Tensor) -> float:
+        w, warning = self.config.default_guidance_scale, None
+        if asked is not None:
+            if isinstance(asked, bool) or not isinstance(asked, int | float | np.number):
+                raise ValueError(f"guidance_scale must be a number, got {asked!r}.")
+            w = float(asked)
+            warning = check_scale(w, self.config.trained_guidance, self.transformer.num_classes)
+        if w != 1 and bool((label < 0).any()):  # in training, such samples have w = 1 whatever was drawn
+            warning = f"w={w:g} was not seen in training without a class; take guidance_scale=1 there."
         if warning is not None:
             warnings.warn(warning, stacklevel=3)
-        return float(asked)
+        return w
 
     def _check_output(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
@@ -178,6 +181,13 @@ class TVMatchPipeline(DiffusionPipeline):
 
     def _noise(self, count: int, generator: Any, latents: Tensor | None, device: torch.device) -> Tensor:
         shape = (count, *self.transformer.data_shape)
+        each = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        if not all(isinstance(one, torch.Generator) for one in each):
+            raise ValueError(
+                f"generator must be a torch.Generator (torch.Generator().manual_seed(0)), got {generator!r}."
+            )
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"give one generator, or one a picture: {count}; got {len(generator)}.")
         if latents is not None:
             if not isinstance(latents, Tensor):
                 raise ValueError(f"latents must be a tensor of noise {list(shape)}, got a {type(latents).__name__}.")
@@ -186,13 +196,6 @@ class TVMatchPipeline(DiffusionPipeline):
                     f"latents must be floating-point noise {list(shape)}, got {latents.dtype} {list(latents.shape)}."
                 )
             return latents.to(device, torch.float32)
-        each = generator if isinstance(generator, list) else [] if generator is None else [generator]
-        if not all(isinstance(one, torch.Generator) for one in each):
-            raise ValueError(
-                f"generator must be a torch.Generator (torch.Generator().manual_seed(0)), got {generator!r}."
-            )
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"give one generator, or one a picture: {count}; got {len(generator)}.")
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
     def _decode(self, x: Tensor) -> Tensor:

@@ -57,7 +57,11 @@ class TVMatchScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("give either num_inference_steps or timesteps.")
         if timesteps is not None:
-            grid = check_grid(list(timesteps))
+            try:
+                given = list(timesteps)
+            except TypeError:  # one number, perhaps meant as their count
+                raise ValueError(f"timesteps are times from 1 down to 0, got {timesteps!r}.") from None
+            grid = check_grid(given)
         else:
             grid = uniform_grid(whole_number("num_inference_steps", num_inference_steps))
         times = torch.tensor(grid, dtype=torch.float32)
