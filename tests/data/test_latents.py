@@ -180,6 +180,9 @@ def test_a_space_that_cannot_be_is_refused():
         space(mean=(0.0,))
     with pytest.raises(ValueError, match="positive and finite"):
         space(deviation=(1.0, 0.0, 1.0))
+    for number in (float("nan"), float("-inf")):  # every picture would be decoded to what is no number
+        with pytest.raises(ValueError, match="the mean of each channel must be finite, got"):
+            space(mean=(0.1, number, 0.3))
 
 
 def test_pictures_are_made_with_the_right_codec_only():

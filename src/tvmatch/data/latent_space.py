@@ -1,5 +1,6 @@
 """What a model of latents must know to draw pictures: which codec, and how its latents were normalised."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class LatentSpace:
                 raise ValueError(f"{name} needs one number a channel, {self.shape[0]}; got {len(getattr(self, name))}.")
         if not all(0 < value < float("inf") for value in self.deviation):
             raise ValueError(f"the deviation of each channel must be positive and finite, got {self.deviation}.")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"the mean of each channel must be finite, got {self.mean}.")
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] of the codec to what the network sees."""
