@@ -18,7 +18,9 @@ def test_authenticity_of_digits_is_that_of_the_result() -> None:
     assert f"held-out digits {everything['held_out']:.2f} among all {result['known']:,} others" in PAGE
     copies, held_out = fifth["copies_of_all"], fifth["held_out"]
     told = f"had {copies['mean']:.2f} and held-out ones {held_out['mean']:.2f} (means of {result['seeds']} draws; "
-    told += f"{copies['least']:.2f} to {copies['largest']:.2f} and {held_out['least']:.2f} to {held_out['largest']:.2f})"
+    told += (
+        f"{copies['least']:.2f} to {copies['largest']:.2f} and {held_out['least']:.2f} to {held_out['largest']:.2f})"
+    )
     assert told in PAGE
 
 
