@@ -61,7 +61,7 @@ def later_step(folder: Path, **changes: Any) -> None:
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """There `look` reads nothing, and checks of values are asserts of the device."""
     monkeypatch.setattr(loop._Run, "look", lambda self: None)
-    monkeypatch.setattr(checks, "_require", lambda condition, message, culprit: condition.all())
+    monkeypatch.setattr(checks, "_require", lambda condition, message, culprit, error=None: condition.all())
 
 
 @pytest.mark.parametrize("objective", get_args(ObjectiveName))
